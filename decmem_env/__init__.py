@@ -1,0 +1,1 @@
+"""A neural world model with memory as a gymnasium environment."""

@@ -1,0 +1,1 @@
+"""Shared conventions: actions, poses and cameras, clips (numpy only)."""

@@ -1,0 +1,1 @@
+"""decmem_env.model."""
