@@ -1,8 +1,9 @@
 """Actions: the 25 entries of WorldMem's model action and the friendlier ways to write one.
 
-The canonical action is a float32 vector of 25 entries (WorldMem, arXiv 2504.12369; see `Action`). Key entries are 0 or 1
-(voxel worlds also take fractions of `FORWARD` and its siblings as a speed factor); the two camera entries count steps of 15
-degrees: `CAMERA_PITCH` positive looks down, `CAMERA_YAW` positive turns right. `actions[t]` is the action that led to frame t.
+The canonical action is a float32 vector of 25 entries (WorldMem, arXiv 2504.12369; see `Action`). Key entries are 0 or
+1 (voxel worlds also take fractions of `FORWARD` and its siblings as a speed factor); the two camera entries count steps
+of 15 degrees: `CAMERA_PITCH` positive looks down, `CAMERA_YAW` positive turns right. `actions[t]` is the action that
+led to frame t.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MAX_CAMERA_STEPS = 12.0  # half a turn in one frame
 
 
 class Action(IntEnum):
-    """Index of each entry of the 25-vector. 15 is pitch and 16 is yaw (Oasis names the two slots the other way round)."""
+    """Index of each entry of the 25-vector; 15 is pitch, 16 is yaw (Oasis names the two the other way round)."""
 
     INVENTORY = 0
     ESC = 1
@@ -235,10 +236,10 @@ def parse_action_string(text: str, keymap: str = "decmem") -> NDArray[np.float32
     """Read an action script such as `"W*20 L*24 W+L*3 N"`.
 
     Args:
-        text: Words of keys, `KEY*COUNT`, keys pressed together joined by `+`. For the `worldmem` key map a word without `*` or
-            `+` may also be a run of single keys (`"QQQAAA"`).
-        keymap: `decmem` (W S A D walk and strafe, L R turn, U J look up and down, SPACE jump, P place, B break, N nothing)
-            or `worldmem` (the keys of its web demo).
+        text: Words of keys, `KEY*COUNT`, keys pressed together joined by `+`. For the `worldmem` key map a word
+            without `*` or `+` may also be a run of single keys (`"QQQAAA"`).
+        keymap: `decmem` (W S A D walk and strafe, L R turn, U J look up and down, SPACE jump, P place, B break,
+            N nothing) or `worldmem` (the keys of its web demo).
 
     Returns:
         float32 [T, 25].

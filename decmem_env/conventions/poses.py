@@ -1,8 +1,9 @@
 """Poses and cameras, exactly as in WorldMem's data.
 
-A pose is float64 `[x, y, z, pitch, yaw]`: the player's feet in blocks (x east, y up, z south) and degrees in Minecraft's sense
-(pitch positive looks down; yaw 0 faces south = +z, 90 faces west = -x). WorldMem's camera-to-world matrix has the axes
-+x = image left, +y = image up, +z = forward; OpenCV's camera (x right, y down) is that times diag(-1, -1, 1, 1).
+A pose is float64 `[x, y, z, pitch, yaw]`: the player's feet in blocks (x east, y up, z south) and degrees in
+Minecraft's sense (pitch positive looks down; yaw 0 faces south = +z, 90 faces west = -x). WorldMem's camera-to-world
+matrix has the axes +x = image left, +y = image up, +z = forward; OpenCV's camera (x right, y down) is that times
+diag(-1, -1, 1, 1).
 """
 
 from __future__ import annotations
