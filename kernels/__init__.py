@@ -1,1 +1,5 @@
-"""decmem_env.kernels."""
+"""Block-sparse attention and block selection: the two operators of the memory."""
+
+from .block_sparse_attention import InverseLists, block_sparse_attention, invert_lists
+
+__all__ = ["InverseLists", "block_sparse_attention", "invert_lists"]

@@ -1,0 +1,88 @@
+"""Attention in which every (batch, head, query block) reads its own list of key blocks."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .cpu import block_sparse_attention_cpu
+from .inverse import InverseLists, invert_lists
+from .naive import block_sparse_attention_naive
+from .op import sparse_forward
+
+BACKENDS = ("naive", "cpu", "triton")
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+__all__ = ["BACKENDS", "InverseLists", "block_sparse_attention", "invert_lists"]
+
+
+def _choose(q: Tensor, k: Tensor, v: Tensor) -> str:
+    if q.device.type == "cuda" and _HAS_TRITON:
+        return "triton"
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    return "cpu" if q.device.type == "cpu" and not needs_grad else "naive"
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: Tensor,
+    counts: Tensor,
+    *,
+    q_block: int,
+    kv_block: int,
+    kv_sizes: Tensor | None = None,
+    scale: float | None = None,
+    backend: str | None = None,
+    return_lse: bool = False,
+    inverse: InverseLists | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attend from every query block to the key blocks in its list (maths: ``naive.py``).
+
+    Args:
+        q: queries ``[B, H, Tq, D]``, bf16, fp16 or fp32, D from 8 to 128 (fast: 32, 64, 128).
+        k: keys ``[B or 1, H, Tk, D]``; a batch of 1 is shared by all rows. Any strides, channels contiguous for speed.
+        v: values, like ``k``.
+        lists: int32 ``[B or 1, H or 1, NQ, L]``, ``NQ = Tq / q_block``; entry ``j`` names key rows ``j * kv_block ...``. Entries
+            are distinct; ascending ones are fastest. Entries past ``counts`` are never read.
+        counts: int32 ``[B or 1, H or 1, NQ]``, 0 to L. A count of 0 gives output 0 and log-sum-exp -inf.
+        q_block: tokens of a query block, any number.
+        kv_block: tokens of a key block, any number.
+        kv_sizes: int32 ``[NK]``, valid leading tokens of each key block; None if all are full. Others are never used.
+        scale: factor on the logits, default ``D ** -0.5``.
+        backend: "triton" (CUDA; the default there), "cpu" (no gradients; the default there without them), "naive".
+        return_lse: also return the natural log-sum-exp, fp32 ``[B, H, Tq]`` (differentiable), to merge branches.
+        inverse: :func:`invert_lists` of ``lists`` and ``counts``; pass it when several backward passes share them.
+
+    Returns:
+        Output ``[B, H, Tq, D]`` in q's type, or (output, log-sum-exp).
+
+    Raises:
+        ValueError: shapes, types or devices do not fit, or (on the CPU, or with ``DECMEM_CHECK_LISTS=1``) an index is out of range.
+    """
+    checks.check_shapes(q, k, v, lists, counts, kv_sizes, q_block, kv_block)
+    backend = backend or _choose(q, k, v)
+    if backend not in BACKENDS:
+        raise ValueError(f"block_sparse_attention: unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    if checks.DEBUG or (q.device.type == "cpu" and not torch.compiler.is_compiling()):
+        checks.check_ranges(lists, counts, k.shape[2] // kv_block)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    lse: Tensor | None
+    if backend == "triton":
+        offsets, entries = inverse if inverse is not None else (None, None)
+        out, lse = sparse_forward(q, k, v, lists, counts, kv_sizes, offsets, entries, q_block, kv_block, scale)
+    elif backend == "cpu":
+        with torch.no_grad():
+            out, lse = block_sparse_attention_cpu(
+                q, k, v, lists, counts, kv_sizes, q_block, kv_block, scale, with_lse=return_lse
+            )
+    else:
+        out, lse = block_sparse_attention_naive(q, k, v, lists, counts, kv_sizes, q_block, kv_block, scale)
+    if return_lse:
+        assert lse is not None
+        return out, lse
+    return out

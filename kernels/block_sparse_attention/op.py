@@ -1,0 +1,110 @@
+"""The custom operators: opaque to ``torch.compile``, differentiable, usable in CUDA graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .inverse import InverseLists, invert_lists
+
+
+@torch.library.custom_op("decmem::block_sparse_attention", mutates_args=())
+def sparse_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: Tensor,
+    counts: Tensor,
+    kv_sizes: Tensor | None,
+    offsets: Tensor | None,
+    entries: Tensor | None,
+    q_block: int,
+    kv_block: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Triton forward; ``offsets`` and ``entries`` (the inverse lists) only travel to the backward."""
+    from . import triton as launch
+
+    return launch.forward(q, k, v, lists, counts, kv_sizes, q_block, kv_block, scale)
+
+
+@sparse_forward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: Tensor,
+    counts: Tensor,
+    kv_sizes: Tensor | None,
+    offsets: Tensor | None,
+    entries: Tensor | None,
+    q_block: int,
+    kv_block: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("decmem::block_sparse_attention_backward", mutates_args=())
+def sparse_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    lists: Tensor,
+    counts: Tensor,
+    kv_sizes: Tensor | None,
+    offsets: Tensor | None,
+    entries: Tensor | None,
+    q_block: int,
+    kv_block: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Triton backward; builds the inverse lists if they were not given."""
+    from . import triton as launch
+
+    if offsets is None or entries is None:
+        offsets, entries = invert_lists(lists, counts, k.shape[2] // kv_block)
+    inverse = InverseLists(offsets, entries)
+    return launch.backward(
+        grad_out, grad_lse, q, k, v, out, lse, lists, counts, kv_sizes, inverse, q_block, kv_block, scale
+    )
+
+
+@sparse_backward.register_fake
+def _(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    lists: Tensor,
+    counts: Tensor,
+    kv_sizes: Tensor | None,
+    offsets: Tensor | None,
+    entries: Tensor | None,
+    q_block: int,
+    kv_block: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, lists, counts, kv_sizes, offsets, entries, ctx.q_block, ctx.kv_block, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output, lists, counts, kv_sizes, offsets, entries)
+
+
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    grads = sparse_backward(grad_out, grad_lse, *ctx.saved_tensors, ctx.q_block, ctx.kv_block, ctx.scale)
+    return (*grads, *([None] * 8))
+
+
+sparse_forward.register_autograd(_backward, setup_context=_setup_context)
