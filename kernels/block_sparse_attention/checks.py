@@ -49,7 +49,9 @@ def check_shapes(
     )
     _need(tokens % q_block == 0, f"{tokens} query tokens are not a multiple of q_block {q_block}; pad them")
     _need(k.shape[2] % kv_block == 0, f"{k.shape[2]} key tokens are not a multiple of kv_block {kv_block}; pad them")
-    _need(lists.dim() == 4 and counts.dim() == 3, "lists must be [B or 1, H or 1, NQ, L] and counts [B or 1, H or 1, NQ]")
+    _need(
+        lists.dim() == 4 and counts.dim() == 3, "lists must be [B or 1, H or 1, NQ, L] and counts [B or 1, H or 1, NQ]"
+    )
     _need(lists.dtype == torch.int32 and counts.dtype == torch.int32, "lists and counts must be int32")
     _need(
         lists.shape[0] in (1, batch) and lists.shape[1] in (1, heads) and lists.shape[2] == tokens // q_block,

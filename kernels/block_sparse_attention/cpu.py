@@ -24,7 +24,7 @@ def _block_table(x: Tensor, block: int) -> tuple[Tensor, int, int] | None:
 
 
 def _gather(x: Tensor, blocks: Tensor, block: int) -> Tensor:
-    """Copy the listed blocks: ``[B or 1, H, Tk, D]`` and int64 ``[B, H, NQ, L]`` give ``[B * H * NQ, 1, L * block, D]``."""
+    """Copy listed blocks: ``[B or 1, H, Tk, D]`` and int64 ``[B, H, NQ, L]`` give ``[B * H * NQ, 1, L * block, D]``."""
     batch, heads, num_queries, length = blocks.shape
     table = _block_table(x, block)
     if table is None:

@@ -1,16 +1,16 @@
 """Block-sparse attention, written as its definition: a dense masked softmax in fp32.
 
-DecMem (arXiv 2605.31336, section 3) lets every query block attend to a few retrieved blocks of the history. With queries
-``q_i``, keys ``k_j`` and values ``v_j`` of one head, ``C(n)`` the set of key blocks retrieved for query block ``n``, and
-``J(n)`` the valid tokens of those blocks::
+DecMem (arXiv 2605.31336, section 3) lets every query block attend to a few retrieved blocks of the history. With
+queries ``q_i``, keys ``k_j`` and values ``v_j`` of one head, ``C(n)`` the set of key blocks retrieved for query block
+``n``, and ``J(n)`` the valid tokens of those blocks::
 
     s_ij = scale * q_i . k_j                              j in J(n(i)),  scale = 1 / sqrt(D)
     lse_i = log sum_{j in J(n(i))} exp(s_ij)              (-inf when J is empty)
     o_i  = sum_{j in J(n(i))} exp(s_ij - lse_i) v_j       (0 when J is empty)
 
 The paper's two branches are two calls: the sparse global memory (SGM) with the top-k lists of
-:func:`decmem_env.kernels.select_blocks`, the anchored local memory (ALM) with the frames of a sliding window. They are summed
-outside, through the learned gate: ``o_t = o_t^alm + G_t * o_t^sgm``.
+:func:`decmem_env.kernels.select_blocks`, the anchored local memory (ALM) with the frames of a sliding window. They are
+summed outside, through the learned gate: ``o_t = o_t^alm + G_t * o_t^sgm``.
 
 Gradients, with ``p_ij = exp(s_ij - lse_i)`` and ``delta_i = sum_d do_id o_id - dlse_i``::
 

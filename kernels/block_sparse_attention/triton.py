@@ -91,8 +91,8 @@ def forward(
     align = _alignment(q, k, v)
     forward_kernel[grid](
         q, k, v, lists, counts, counts if kv_sizes is None else kv_sizes, out, lse,
-        *_strides(q, batch, align), *_strides(k, batch, align), *_strides(v, batch, align), *_list_strides(lists, counts),
-        heads, q_blocks, scale,
+        *_strides(q, batch, align), *_strides(k, batch, align), *_strides(v, batch, align),
+        *_list_strides(lists, counts), heads, q_blocks, scale,
         Q_BLOCK=q_block, KV_BLOCK=kv_block, ALIGN=align, HAS_SIZES=kv_sizes is not None, **options,
     )  # fmt: skip
     return out, lse

@@ -1,9 +1,10 @@
 """The Triton kernels of block-sparse attention (sm_80 and up); launched by ``triton.py``, the maths is in ``naive.py``.
 
-All three kernels hold one tile of a block (queries, or keys for dK and dV) and walk a *flat run*: the tokens of the listed
-blocks one after another, ``step`` rows at a time, gathered by pointer. Blocks of 10 or 147 tokens therefore cost no padding on
-the walked side. Sizes that vary from call to call (history, list length, batch) are plain integers, never specialised, so that a
-growing history does not recompile. Strides come divided by ALIGN, which tells the compiler that rows are 16-byte aligned.
+All three kernels hold one tile of a block (queries, or keys for dK and dV) and walk a *flat run*: the tokens of the
+listed blocks one after another, ``step`` rows at a time, gathered by pointer. Blocks of 10 or 147 tokens therefore cost no
+padding on the walked side. Sizes that vary from call to call (history, list length, batch) are plain integers, never
+specialised, so that a growing history does not recompile. Strides come divided by ALIGN, which tells the compiler that
+rows are 16-byte aligned.
 """
 
 import triton
@@ -160,7 +161,7 @@ def query_gradient_kernel(
         k = _load_rows(k_base, token, k_row, ok, dims, D, D_PAD)
         v = _load_rows(v_base, token, v_row, ok, dims, D, D_PAD)
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        p = tl.where(ok[None, :], tl.exp2(logits - lse2[:, None]), 0.0)
+        p = tl.exp2(tl.where(ok[None, :], logits - lse2[:, None], float("-inf")))
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         ds = p * (dp - delta[:, None])
         acc = tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
@@ -221,8 +222,8 @@ def key_gradient_kernel(
             lse2 = tl.load(lse_ptr + first + token, mask=ok, other=0.0) * LOG2E
             delta = tl.load(delta_ptr + first + token, mask=ok, other=0.0)
             logits = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
-            # Rows of no key (padding, sizes) hold zeros in k: masked here, since exp2(0 - lse) may overflow.
-            p = tl.where(ok[None, :] & counted[:, None], tl.exp2(logits - lse2[None, :]), 0.0)
+            # Rows of no key (padding, sizes) hold zeros in k; unmasked, exp2(0 - lse) may overflow.
+            p = tl.exp2(tl.where(ok[None, :] & counted[:, None], logits - lse2[None, :], float("-inf")))
             dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
             dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
             ds = p * (dp - delta[None, :])

@@ -19,13 +19,13 @@ class Config(NamedTuple):
     stages: int
 
 
-# (kernel, rows of the resident tile, padded head channels) -> settings. The resident tile holds queries in "forward" and
-# "query_gradient", keys in "key_gradient". Tiles of 16 rows use one warp: softmax and the second product then need no
-# exchange through shared memory. Tiles of 64 rows and four warps are the smallest that reach wgmma on Hopper.
+# (kernel, rows of the resident tile, padded head channels) -> settings. The resident tile holds queries in "forward"
+# and "query_gradient", keys in "key_gradient". Tiles of 16 rows use one warp: softmax and the second product then need
+# no exchange through shared memory. Tiles of 64 rows and four warps are the smallest that reach wgmma on Hopper.
 TUNING: dict[tuple[str, int, int], Config] = {
-    ("forward", 16, 32): Config(64, 1, 3),
-    ("forward", 16, 64): Config(64, 1, 3),
-    ("forward", 16, 128): Config(32, 1, 3),
+    ("forward", 16, 32): Config(32, 1, 3),
+    ("forward", 16, 64): Config(32, 1, 3),
+    ("forward", 16, 128): Config(32, 2, 3),
     ("forward", 32, 32): Config(64, 2, 3),
     ("forward", 32, 64): Config(64, 2, 3),
     ("forward", 32, 128): Config(64, 4, 3),
@@ -35,9 +35,9 @@ TUNING: dict[tuple[str, int, int], Config] = {
     ("forward", 128, 32): Config(64, 4, 3),
     ("forward", 128, 64): Config(64, 4, 3),
     ("forward", 128, 128): Config(64, 8, 3),
-    ("query_gradient", 16, 32): Config(64, 1, 3),
-    ("query_gradient", 16, 64): Config(64, 1, 3),
-    ("query_gradient", 16, 128): Config(32, 1, 3),
+    ("query_gradient", 16, 32): Config(32, 1, 2),
+    ("query_gradient", 16, 64): Config(32, 1, 2),
+    ("query_gradient", 16, 128): Config(32, 2, 2),
     ("query_gradient", 32, 32): Config(64, 2, 3),
     ("query_gradient", 32, 64): Config(64, 2, 3),
     ("query_gradient", 32, 128): Config(32, 4, 3),
@@ -47,9 +47,9 @@ TUNING: dict[tuple[str, int, int], Config] = {
     ("query_gradient", 128, 32): Config(64, 4, 3),
     ("query_gradient", 128, 64): Config(64, 8, 3),
     ("query_gradient", 128, 128): Config(64, 8, 2),
-    ("key_gradient", 16, 32): Config(64, 1, 3),
+    ("key_gradient", 16, 32): Config(32, 1, 3),
     ("key_gradient", 16, 64): Config(32, 1, 3),
-    ("key_gradient", 16, 128): Config(32, 1, 3),
+    ("key_gradient", 16, 128): Config(32, 2, 2),
     ("key_gradient", 32, 32): Config(64, 2, 3),
     ("key_gradient", 32, 64): Config(64, 2, 3),
     ("key_gradient", 32, 128): Config(32, 4, 3),

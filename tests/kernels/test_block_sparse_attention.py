@@ -1,0 +1,282 @@
+import math
+
+import pytest
+import torch
+from decmem_env.kernels import block_sparse_attention, invert_lists
+
+DEVICES = [
+    pytest.param(
+        "cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is chosen without a GPU")
+    ),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
+
+
+def make(
+    *, batch=2, heads=2, queries=3, blocks=5, length=4, q_block=10, kv_block=10, dim=64, dtype=torch.float32,
+    device="cpu", key_batch=None, list_heads=None, list_batch=None, sizes=False, seed=0,
+):  # fmt: skip
+    """Random tensors; lists ascending, counts from 0 on, and nonsense past the counts."""
+    rng = torch.Generator().manual_seed(seed)
+    key_batch, list_heads, list_batch = key_batch or batch, list_heads or heads, list_batch or batch
+    q = torch.randn(batch, heads, queries * q_block, dim, generator=rng)
+    k = torch.randn(key_batch, heads, blocks * kv_block, dim, generator=rng)
+    v = torch.randn(key_batch, heads, blocks * kv_block, dim, generator=rng)
+    order = torch.rand(list_batch, list_heads, queries, blocks, generator=rng).argsort(-1)
+    counts = torch.randint(0, length + 1, (list_batch, list_heads, queries), generator=rng)
+    counts[0, 0, 0], counts[-1, -1, -1] = 0, length
+    listed = torch.arange(length) < counts[..., None]
+    lists = torch.where(listed, order[..., :length], blocks).sort(-1).values
+    lists = torch.where(listed, lists, 2**31 - 1)
+    kv_sizes = torch.randint(0, kv_block + 1, (blocks,), generator=rng, dtype=torch.int32).to(device) if sizes else None
+    q, k, v = (x.to(device, dtype) for x in (q, k, v))
+    lists, counts = lists.to(device, torch.int32), counts.to(device, torch.int32)
+    return q, k, v, lists, counts, {"q_block": q_block, "kv_block": kv_block, "kv_sizes": kv_sizes}
+
+
+def by_loops(q, k, v, lists, counts, *, q_block, kv_block, kv_sizes):
+    """The definition once more, one query block at a time, sharing no code with the package."""
+    out, lse = torch.zeros_like(q), torch.full(q.shape[:3], -math.inf)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            for n in range(q.shape[2] // q_block):
+                bl, hl, bk = b % lists.shape[0], h % lists.shape[1], b % k.shape[0]
+                rows = []
+                for j in lists[bl, hl, n, : counts[bl, hl, n]].tolist():
+                    rows += range(j * kv_block, j * kv_block + (kv_block if kv_sizes is None else int(kv_sizes[j])))
+                if rows:
+                    part = slice(n * q_block, (n + 1) * q_block)
+                    logits = q[b, h, part] @ k[bk, h, rows].T / math.sqrt(q.shape[3])
+                    out[b, h, part] = logits.softmax(-1) @ v[bk, h, rows]
+                    lse[b, h, part] = logits.logsumexp(-1)
+    return out, lse
+
+
+def run(backend, q, k, v, lists, counts, options, grad=True, **more):
+    """Output, log-sum-exp and gradients of a random linear function of both."""
+    q, k, v = (x.detach().clone().requires_grad_(grad) for x in (q, k, v))
+    out, lse = block_sparse_attention(q, k, v, lists, counts, backend=backend, return_lse=True, **options, **more)
+    if not grad:
+        return [out, lse]
+    rng = torch.Generator().manual_seed(1)
+    weights = torch.randn(out.shape, generator=rng).to(out)
+    lse_weights = torch.randn(lse.shape, generator=rng).to(lse)
+    loss = (out * weights).sum() + torch.where(lse.isinf(), 0.0, lse * lse_weights).sum()
+    return [out.detach(), lse.detach(), *torch.autograd.grad(loss, (q, k, v))]
+
+
+def assert_near(got, want, tolerance):
+    for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), got, want, strict=False):
+        a, b = a.float(), b.float()
+        assert torch.equal(a.isinf(), b.isinf()), name
+        a, b = a.masked_fill(a.isinf(), 0.0), b.masked_fill(b.isinf(), 0.0)
+        assert not a.isnan().any(), name
+        assert (a - b).norm() <= tolerance * b.norm() + 1e-6, (name, float((a - b).norm() / b.norm()))
+
+
+SHAPES = {
+    "tiny": {},
+    "window": {"q_block": 60, "kv_block": 60, "list_heads": 1, "blocks": 4, "length": 3},
+    "shared lists": {"list_heads": 1, "list_batch": 1, "heads": 3},
+    "shared keys": {"key_batch": 1, "batch": 3},
+    "ragged": {"sizes": True, "kv_block": 13},
+    "ragged shared": {"sizes": True, "key_batch": 1, "list_heads": 1, "q_block": 7, "seed": 3},
+    "147": {"q_block": 147, "kv_block": 147, "batch": 1, "heads": 1, "blocks": 3, "length": 2, "dim": 32},
+    "one token": {"q_block": 1, "kv_block": 1, "blocks": 9, "length": 5},
+    "72 channels": {"dim": 72, "q_block": 20},
+    "96 channels": {"dim": 96, "batch": 1},
+    "128 channels": {"dim": 128, "batch": 1},
+    "one list": {"length": 1, "blocks": 1},
+    "mixed": {"q_block": 60, "kv_block": 10, "batch": 1, "blocks": 30, "length": 20, "seed": 5},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_naive_and_cpu_match_loops(shape):
+    q, k, v, lists, counts, options = make(**shape)
+    want = by_loops(q, k, v, lists, counts, **options)
+    assert_near(run("naive", q, k, v, lists, counts, options, grad=False), want, 1e-5)
+    assert_near(run("cpu", q, k, v, lists, counts, options, grad=False), want, 1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_triton_matches_naive(shape, device):
+    q, k, v, lists, counts, options = make(**shape, device=device)
+    want = run("naive", q, k, v, lists, counts, options)
+    assert_near(run("triton", q, k, v, lists, counts, options), want, 1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [1.0, 4.0, 16.0])
+def test_half_precision_at_large_logits(dtype, factor, device):
+    q, k, v, lists, counts, options = make(dtype=dtype, device=device, blocks=8, length=6, q_block=12)
+    q = q * factor
+    single = [x.float() for x in (q, k, v)]
+    want = run("naive", *single, lists, counts, options)
+    got = run("triton", q, k, v, lists, counts, options)
+    assert all(x.dtype == dtype for x in (got[0], *got[2:]))
+    assert_near(got[:2], want[:2], 5e-3)
+    assert_near([got[0], got[1], *got[2:]], want, 1e-2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("backend", ["triton", "naive", "cpu"])
+def test_memory_that_is_not_listed_is_never_used(backend, device):
+    if backend == "cpu" and device == "cuda":
+        pytest.skip("the cpu backend is for the CPU")
+    q, k, v, lists, counts, options = make(device=device, blocks=8, sizes=True, key_batch=1, batch=2, seed=2)
+    naive = run("naive", q, k, v, lists, counts, options, grad=backend != "cpu")
+    within = torch.arange(10, device=device) < options["kv_sizes"][:, None]
+    used = torch.zeros(1, 2, 8, dtype=torch.bool, device=device)
+    for b in range(2):
+        for h in range(2):
+            for n in range(3):
+                used[0, h, lists[b, h, n, : counts[b, h, n]].long()] = True
+    spoiled = ~(used[..., None] & within).flatten(2)[..., None]
+    assert spoiled.any()
+    k, v = k.masked_fill(spoiled, math.nan), v.masked_fill(spoiled, math.nan)
+    got = run(backend, q, k, v, lists, counts, options, grad=backend != "cpu")
+    assert_near(got, naive, 1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_empty_everything(device):
+    q, k, v, lists, counts, options = make(device=device, sizes=True)
+    for change in ("counts", "sizes"):
+        if change == "counts":
+            out, lse, *grads = run("triton", q, k, v, lists, torch.zeros_like(counts), options)
+        else:
+            none = torch.zeros_like(options["kv_sizes"])
+            out, lse, *grads = run("triton", q, k, v, lists, counts, {**options, "kv_sizes": none})
+        assert (lse == -math.inf).all()
+        assert all((x == 0).all() for x in (out, *grads))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_any_strides(device):
+    q, k, v, lists, counts, options = make(device=device)
+    want = run("triton", q, k, v, lists, counts, options)
+    # Interleaved heads, a slice of a longer cache, rows that are not 16-byte aligned, channels that are not contiguous.
+    interleaved = q.transpose(1, 2).contiguous().transpose(1, 2)
+    cache = torch.full((2, 2, 90, 64), math.nan, device=device)
+    cache[:, :, 20:70] = k
+    odd = torch.zeros(2, 2, 50, 67, device=device)[..., :64].copy_(v)
+    got = block_sparse_attention(interleaved, cache[:, :, 20:70], odd, lists, counts, backend="triton", **options)
+    assert_near([got], want, 1e-6)
+    if device == "cpu":
+        got = block_sparse_attention(interleaved, cache[:, :, 20:70], odd, lists, counts, backend="cpu", **options)
+        assert_near([got], want, 1e-5)
+    turned = k.transpose(2, 3).contiguous().transpose(2, 3)
+    assert_near([block_sparse_attention(q, turned, v, lists, counts, backend="triton", **options)], want, 1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_given_inverse_is_the_one_computed(device):
+    q, k, v, lists, counts, options = make(device=device, list_heads=1)
+    inverse = invert_lists(lists, counts, 5)
+    a = run("triton", q, k, v, lists, counts, options)
+    b = run("triton", q, k, v, lists, counts, options, inverse=inverse)
+    for x, y in zip(a, b, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_inverse_lists_every_pair_once_and_ascending():
+    _, _, _, lists, counts, _ = make(blocks=6, length=5, queries=9)
+    offsets, entries = invert_lists(lists, counts, 6)
+    for b in range(2):
+        for h in range(2):
+            for j in range(6):
+                row = (b * 2 + h) * 6 + j
+                want = [n for n in range(9) if j in lists[b, h, n, : counts[b, h, n]]]
+                assert entries[offsets[row] : offsets[row + 1]].tolist() == want
+
+
+def test_operator_passes_opcheck():
+    q, k, v, lists, counts, _ = make(batch=1, heads=1, queries=2)
+    if torch.cuda.is_available():
+        q, k, v, lists, counts = (x.cuda() for x in (q, k, v, lists, counts))
+    for x in (q, k, v):
+        x.requires_grad_()
+    args = (q, k, v, lists, counts, None, None, None, 10, 10, 0.125)
+    torch.library.opcheck(torch.ops.decmem.block_sparse_attention.default, args)
+
+
+def test_default_backend_on_the_cpu_has_gradients():
+    q, k, v, lists, counts, options = make()
+    q.requires_grad_()
+    assert block_sparse_attention(q, k, v, lists, counts, **options).requires_grad
+    with torch.no_grad():
+        a = block_sparse_attention(q, k, v, lists, counts, **options)
+        b = block_sparse_attention(q, k, v, lists, counts, backend="cpu", **options)
+    assert torch.equal(a, b)
+
+
+BAD = {
+    "q_block": (lambda a, o: (a, {**o, "q_block": 7}), "multiple of q_block 7"),
+    "kv_block": (lambda a, o: (a, {**o, "kv_block": 7}), "multiple of kv_block 7"),
+    "dtype": (lambda a, o: ((a[0].half(), *a[1:]), o), "must share one of"),
+    "int64": (lambda a, o: ((*a[:3], a[3].long(), a[4]), o), "int32"),
+    "heads": (lambda a, o: ((a[0][:, :1], *a[1:]), o), "to match q"),
+    "queries": (lambda a, o: ((*a[:3], a[3][:, :, :2], a[4][:, :, :2]), o), "lists"),
+    "index": (lambda a, o: ((*a[:3], a[3] + 4, a[4]), o), "listed indices must lie in 0..4"),
+    "count": (lambda a, o: ((*a[:4], a[4] + 3), o), "counts must lie in 0..4"),
+    "sizes": (lambda a, o: (a, {**o, "kv_sizes": torch.ones(3, dtype=torch.int32)}), "kv_sizes"),
+    "backend": (lambda a, o: (a, {**o, "backend": "cuda"}), "unknown backend"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_named(change, message):
+    *arguments, options = make()
+    arguments, options = change(tuple(arguments), options)
+    with pytest.raises(ValueError, match=message):
+        block_sparse_attention(*arguments, **options)
+
+
+@pytest.mark.gpu
+def test_growing_history_does_not_recompile():
+    from decmem_env.kernels.block_sparse_attention.triton_kernels import forward_kernel, key_gradient_kernel
+
+    def compiled():
+        return sum(len(caches[0]) for f in (forward_kernel, key_gradient_kernel) for caches in f.device_caches.values())
+
+    first = None
+    for blocks, length, queries, batch in [(16, 4, 4, 2), (17, 4, 3, 1), (33, 7, 1, 3), (1, 1, 16, 1)]:
+        q, k, v, lists, counts, options = make(
+            blocks=blocks, length=length, queries=queries, batch=batch, device="cuda", dtype=torch.bfloat16, heads=5
+        )
+        run("triton", q, k, v, lists, counts, options)
+        first = first or compiled()
+        assert compiled() == first
+
+
+@pytest.mark.gpu
+def test_inside_torch_compile_and_deterministic():
+    q, k, v, lists, counts, options = make(device="cuda", dtype=torch.bfloat16, blocks=9, length=6)
+
+    def branch(q, k, v):
+        return block_sparse_attention(q * 1.0, k, v.sin(), lists, counts, **options).transpose(1, 2) * 2.0
+
+    compiled = torch.compile(branch, fullgraph=True)
+    results = []
+    for function in (branch, compiled, compiled):
+        leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+        out = function(*leaves)
+        results.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)])
+    for a, b, c in zip(*results, strict=True):
+        assert (a.float() - b.float()).norm() <= 2e-2 * a.float().norm()
+        assert torch.equal(b, c)
+
+
+@pytest.mark.gpu
+def test_in_a_cuda_graph():
+    q, k, v, lists, counts, options = make(device="cuda", dtype=torch.bfloat16)
+    want = block_sparse_attention(q, k, v, lists, counts, **options)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = block_sparse_attention(q, k, v, lists, counts, **options)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(got, want)
