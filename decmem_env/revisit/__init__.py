@@ -1,0 +1,22 @@
+"""Scripted revisit test: does the world stay the same when the player comes back? (definitions: measures.md)."""
+
+from .evaluate import Contender, Outcome, evaluate
+from .matches import Matches, match_poses
+from .scripts import KINDS, Script
+from .table import Cell, cells, records, text_table
+from .visible import visible_mask
+
+__all__ = [
+    "KINDS",
+    "Cell",
+    "Contender",
+    "Matches",
+    "Outcome",
+    "Script",
+    "cells",
+    "evaluate",
+    "match_poses",
+    "records",
+    "text_table",
+    "visible_mask",
+]

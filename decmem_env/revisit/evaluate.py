@@ -1,0 +1,253 @@
+"""Roll every contender through every script and score the frames."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..rollout import roll_out
+from .matches import NEAR, Matches, in_gap, match_poses
+from .scores import Scores, join, score_script
+from .scripts import Script
+from .truth import Truth
+from .visible import visible_mask
+
+Report = Callable[[str, int, int], None]  # (contender, frames done, frames in all)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the table: a model and how much memory it may use.
+
+    Attributes:
+        name: Row name: `memory`, `dense`, `no_retrieval`, `window_retrieval`, `window_model`.
+        model: A `WorldModel`.
+        memory: Argument of `WorldModel.start`.
+        floor: Whether it is one of the "no memory" rows.
+    """
+
+    name: str
+    model: Any
+    memory: str
+    floor: bool = False
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Frames of one script kept for the pictures.
+
+    Attributes:
+        script: What was walked.
+        frames: Their indices in the script.
+        truth: uint8 [F, H, W, 3].
+        shown: uint8 [F, H, W, 3] by row name.
+        labels: Class and gap of each, for the captions.
+    """
+
+    script: Script
+    frames: tuple[int, ...]
+    truth: torch.Tensor
+    shown: dict[str, torch.Tensor]
+    labels: tuple[tuple[int, int], ...]
+
+
+@dataclass
+class Outcome:
+    """Everything an evaluation found; `scores` holds the contenders and the references `bound` and `copy`."""
+
+    kinds: tuple[str, ...]
+    gap: int
+    seeds: int
+    main: str
+    floors: tuple[str, ...]
+    scores: dict[str, Scores]
+    strips: list[Strip]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Batch:
+    """Scripts that are stepped together, and their truth."""
+
+    indices: list[int]
+    scripts: list[Script]
+    kinds: tuple[str, ...]
+    truth: Truth
+    matches: list[Matches]
+    masks: list[dict[int, torch.Tensor]]
+
+    def score(self, dreams: torch.Tensor, decoded: torch.Tensor) -> list[Scores]:
+        """Score uint8 [n, S, T - context, H, W, 3]."""
+        return [
+            score_script(
+                self.indices[row],
+                script,
+                self.kinds,
+                self.matches[row],
+                dreams[row],
+                self.truth.rgb[row],
+                decoded[row],
+                self.masks[row],
+            )
+            for row, script in enumerate(self.scripts)
+        ]
+
+
+def evaluate(
+    scripts: Sequence[Script],
+    blocks: Mapping[int, torch.Tensor],
+    renderer: Any,
+    contenders: Sequence[Contender],
+    *,
+    gap: int,
+    seeds: int = 3,
+    steps: int | None = None,
+    sessions_per_batch: int = 96,
+    pictures: int = 6,
+    report: Report | None = None,
+) -> Outcome:
+    """Run the scripted revisit test.
+
+    Args:
+        scripts: What to walk; scripts of one batch are stepped together.
+        blocks: uint8 [X, Z, Y] of every world seed the scripts name.
+        renderer: A `worlds.Renderer` at the models' frame size; scores are computed on its device.
+        contenders: Rows; the first is the model under test.
+        gap: G of the "G-frame" figures.
+        seeds: Noise seeds of every script.
+        steps: Denoising steps; the model's own number when None.
+        sessions_per_batch: Upper limit of sessions in one forward pass.
+        pictures: Scripts whose frames are kept for the report.
+        report: Progress.
+
+    Returns:
+        The scores of each contender and of the two references: `bound`, the autoencoder's decoding of the truth, and
+        `copy`, the true context frame with the nearest pose.
+    """
+    kinds = tuple(dict.fromkeys(script.kind for script in scripts))
+    main = contenders[0].model
+    parts: dict[str, list[Scores]] = {name: [] for name in (*(c.name for c in contenders), "bound", "copy")}
+    seconds = dict.fromkeys(("truth", "observe", "generate", "score"), 0.0)
+    strips: list[Strip] = []
+    total = len(contenders) * seeds * sum(script.generated for script in scripts)
+    done = 0
+    kept = set(np.linspace(0, len(scripts) - 1, min(pictures, len(scripts))).round().astype(int).tolist())
+    for indices in _batches(scripts, max(1, sessions_per_batch // seeds)):
+        clock = time.perf_counter()
+        batch = _prepare([(i, scripts[i]) for i in indices], kinds, blocks, renderer, gap)
+        decoded = {
+            id(model): batch.truth.decoded(model) for model in {id(c.model): c.model for c in contenders}.values()
+        }
+        seconds["truth"] += time.perf_counter() - clock
+
+        shown: dict[str, torch.Tensor] = {}
+        for contender in contenders:
+            done_before = done
+
+            def tell(frames: int, name: str = contender.name) -> None:
+                nonlocal done
+                done += frames
+                if report is not None:
+                    report(name, done, total)
+
+            dreams, spent = _dream(contender, batch, seeds, steps, tell)
+            assert done - done_before == dreams[..., 0, 0, 0].numel(), "every frame is reported once"
+            for name, value in spent.items():
+                seconds[name] += value
+            clock = time.perf_counter()
+            parts[contender.name] += batch.score(dreams, decoded[id(contender.model)])
+            seconds["score"] += time.perf_counter() - clock
+            if kept.intersection(indices):
+                shown[contender.name] = dreams[:, 0]
+        clock = time.perf_counter()
+        shown["copy"] = batch.truth.copied(batch.matches)
+        for name, frames in (("bound", decoded[id(main)]), ("copy", shown["copy"])):
+            parts[name] += batch.score(frames[:, None], decoded[id(main)])
+        strips += [_strip(batch, row, shown, gap) for row, index in enumerate(indices) if index in kept]
+        seconds["score"] += time.perf_counter() - clock
+    return Outcome(
+        kinds,
+        gap,
+        seeds,
+        contenders[0].name,
+        tuple(c.name for c in contenders if c.floor),
+        {name: join(tables) for name, tables in parts.items()},
+        strips,
+        seconds,
+    )
+
+
+def _batches(scripts: Sequence[Script], size: int) -> Iterable[list[int]]:
+    """Indices of scripts with equal context and length, at most `size` together, in order."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, script in enumerate(scripts):
+        groups.setdefault((script.context, len(script.poses)), []).append(index)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def _prepare(
+    chosen: list[tuple[int, Script]],
+    kinds: tuple[str, ...],
+    blocks: Mapping[int, torch.Tensor],
+    renderer: Any,
+    gap: int,
+) -> _Batch:
+    indices, scripts = [index for index, _ in chosen], [script for _, script in chosen]
+    truth = Truth(scripts, blocks, renderer)
+    matches = [match_poses(script.poses, script.context) for script in scripts]
+    masks = [_masks(truth, row, scripts[row], matches[row], gap) for row in range(len(scripts))]
+    return _Batch(indices, scripts, kinds, truth, matches, masks)
+
+
+def _dream(
+    contender: Contender, batch: _Batch, seeds: int, steps: int | None, tell: Callable[[int], None]
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Generate uint8 [n, S, T - context, H, W, 3]; the context is observed once and forked for the noise seeds."""
+    context = batch.truth.context
+    roots: list[Any] = []
+    sessions: list[Any] = []
+    clock = time.perf_counter()
+    for row, script in enumerate(batch.scripts):
+        root = contender.model.start(seed=script.noise_seed, memory=contender.memory, steps=steps)
+        root.observe(batch.truth.rgb[row, :context].cpu().numpy(), script.actions[:context], script.poses[:context])
+        roots.append(root)
+        sessions.extend([root] if seeds == 1 else root.fork(seeds))
+    middle = time.perf_counter()
+    actions = np.repeat(np.stack([s.actions[context:] for s in batch.scripts]), seeds, 0)
+    poses = np.repeat(np.stack([s.poses[context:] for s in batch.scripts]), seeds, 0)
+    frames = roll_out(contender.model, sessions, actions, poses, device=batch.truth.rgb.device, progress=tell)
+    for session in {id(s): s for s in (*roots, *sessions)}.values():
+        session.close()
+    end = time.perf_counter()
+    return frames.unflatten(0, (len(roots), seeds)), {"observe": middle - clock, "generate": end - middle}
+
+
+def _masks(truth: Truth, row: int, script: Script, matches: Matches, gap: int) -> dict[int, torch.Tensor]:
+    """Visible masks of the near frames of the G-frame figure, by frame."""
+    wanted = np.flatnonzero((matches.label == NEAR) & matches.left & in_gap(matches.gap, gap))
+    context = slice(0, script.context)
+    return {
+        int(t): visible_mask(truth.depth[row, t], script.poses[t], truth.depth[row, context], script.poses[context])
+        for t in wanted
+    }
+
+
+def _strip(batch: _Batch, row: int, shown: dict[str, torch.Tensor], gap: int) -> Strip:
+    """Keep about ten frames of a script: the way out, the time away, the return."""
+    script, matches = batch.scripts[row], batch.matches[row]
+    revisits = np.flatnonzero(in_gap(matches.gap, gap) & (matches.label > 0))
+    last = int(revisits[-1]) if len(revisits) else len(script.poses) - 1
+    spread = np.linspace(script.context, max(script.context, last - 6), 5).round().astype(int)
+    chosen = sorted({*spread.tolist(), *revisits[:: max(1, len(revisits) // 4)].tolist(), last})
+    index = torch.tensor(chosen)
+    pictures = {name: frames[row][(index - script.context).to(frames.device)].cpu() for name, frames in shown.items()}
+    labels = tuple((int(matches.label[t]), int(matches.gap[t])) for t in chosen)
+    truth = batch.truth.rgb[row][index.to(batch.truth.rgb.device)].cpu()
+    return Strip(script, tuple(chosen), truth, pictures, labels)

@@ -1,0 +1,63 @@
+"""Roll a model out along given actions and poses, many sessions in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Progress = Callable[[int], None]  # called with the number of frames done since the last call
+
+
+def roll_out(
+    model: Any,
+    sessions: Sequence[Any],
+    actions: NDArray[np.float32],
+    poses: NDArray[np.float64],
+    *,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Generate T frames in every session, all sessions in one forward pass a step.
+
+    Args:
+        model: A `WorldModel`.
+        sessions: n sessions with their context observed.
+        actions: [n, T, 25]; `actions[:, t]` leads to frame t.
+        poses: [n, T, 5], the pose of each frame.
+        device: Where the frames are kept.
+        progress: Called after each step with the frames it made.
+
+    Returns:
+        uint8 [n, T, H, W, 3].
+
+    Raises:
+        ValueError: Shapes that do not fit each other.
+    """
+    count, length = actions.shape[:2]
+    if count != len(sessions) or poses.shape[:2] != (count, length):
+        raise ValueError(
+            f"{len(sessions)} sessions, actions {actions.shape}, poses {poses.shape}: expected [n, T, 25] and [n, T, 5]"
+        )
+    chunk = frames_per_step(model)
+    frames: torch.Tensor | None = None
+    for start in range(0, length, chunk):
+        stop = min(start + chunk, length)
+        made = model.step(list(sessions), actions[:, start:stop], poses[:, start:stop])
+        made = torch.as_tensor(made, device=device)
+        if frames is None:
+            frames = torch.empty((count, length, *made.shape[2:]), dtype=torch.uint8, device=device)
+        frames[:, start:stop] = made
+        if progress is not None:
+            progress(count * (stop - start))
+    if frames is None:
+        raise ValueError("no frames to generate: the action script is empty")
+    return frames
+
+
+def frames_per_step(model: Any) -> int:
+    """Frames of one model chunk."""
+    return int(getattr(model, "frames_per_step", 1))
