@@ -1,8 +1,9 @@
 """Block selection in plain PyTorch: scores of pooled features, top-k among the allowed blocks, ascending lists.
 
 DecMem (arXiv 2605.31336, section 3), step 1 of the sparse global memory: with pooled features of query block ``n`` and
-key block ``j`` (:func:`pool_blocks`), ``score[n, j] = mean_q[n] . mean_k[j]`` (the factor ``1 / sqrt(D)`` does not change
-the order), and the context of ``n`` is the ``k`` best-scoring blocks of its history, or all of them while there are fewer.
+key block ``j`` (:func:`pool_blocks`), ``score[n, j] = mean_q[n] . mean_k[j]`` (the factor ``1 / sqrt(D)`` does not
+change the order), and the context of ``n`` is the ``k`` best-scoring blocks of its history, or all of them while
+there are fewer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Top-k of every row of scores without sorting: find the k-th largest value by bisection on its bits, then compact.
 
-The compaction walks the row from left to right, so lists come out ascending; of equal scores at the threshold the lowest
-indices win, so exactly k are chosen. No size is a compile-time constant: a growing history does not recompile.
+The compaction walks the row from left to right, so lists come out ascending; of equal scores at the threshold the
+lowest indices win, so exactly k are chosen. No size is a compile-time constant: a growing history does not recompile.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def block_sparse_attention(
         q: queries ``[B, H, Tq, D]``, bf16, fp16 or fp32, D from 8 to 128 (fast: 32, 64, 128).
         k: keys ``[B or 1, H, Tk, D]``; a batch of 1 is shared by all rows. Any strides, channels contiguous for speed.
         v: values, like ``k``.
-        lists: int32 ``[B or 1, H or 1, NQ, L]``, ``NQ = Tq / q_block``; entry ``j`` names key rows ``j * kv_block ...``.
-            Entries are distinct; ascending ones are fastest. Entries past ``counts`` are never read.
+        lists: int32 ``[B or 1, H or 1, NQ, L]``, ``NQ = Tq / q_block``; entry ``j`` names key rows ``j * kv_block
+            ...``. Entries are distinct; ascending ones are fastest. Entries past ``counts`` are never read.
         counts: int32 ``[B or 1, H or 1, NQ]``, 0 to L. A count of 0 gives output 0 and log-sum-exp -inf.
         q_block: tokens of a query block, any number.
         kv_block: tokens of a key block, any number.
@@ -62,8 +62,8 @@ def block_sparse_attention(
         Output ``[B, H, Tq, D]`` in q's type, or (output, log-sum-exp).
 
     Raises:
-        ValueError: shapes, types or devices do not fit, or (on the CPU, or with ``DECMEM_CHECK_LISTS=1``) an index is out
-            of range.
+        ValueError: shapes, types or devices do not fit, or (on the CPU, or with ``DECMEM_CHECK_LISTS=1``) an index is
+            out of range.
     """
     checks.check_shapes(q, k, v, lists, counts, kv_sizes, q_block, kv_block)
     backend = backend or _choose(q, k, v)

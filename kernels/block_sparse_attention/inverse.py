@@ -12,7 +12,8 @@ class InverseLists(NamedTuple):
     """Inverse of a lists tensor in compressed rows; build it once and reuse it for every layer with the same lists.
 
     Attributes:
-        offsets: int64 ``[Bl * Hl * NK + 1]``; row ``r = (b * Hl + h) * NK + j`` is ``entries[offsets[r]:offsets[r + 1]]``.
+        offsets: int64 ``[Bl * Hl * NK + 1]``; row ``r = (b * Hl + h) * NK + j`` is ``entries[offsets[r]:offsets[r +
+        1]]``.
         entries: int32 ``[Bl * Hl * NQ * L]``, query blocks, ascending within a row; unused past ``offsets[-1]``.
     """
 

@@ -1,10 +1,10 @@
 """The Triton kernels of block-sparse attention (sm_80 and up); launched by ``triton.py``, the maths is in ``naive.py``.
 
 All three kernels hold one tile of a block (queries, or keys for dK and dV) and walk a *flat run*: the tokens of the
-listed blocks one after another, ``step`` rows at a time, gathered by pointer. Blocks of 10 or 147 tokens therefore cost no
-padding on the walked side. Sizes that vary from call to call (history, list length, batch) are plain integers, never
-specialised, so that a growing history does not recompile. Strides come divided by ALIGN, which tells the compiler that
-rows are 16-byte aligned.
+listed blocks one after another, ``step`` rows at a time, gathered by pointer. Blocks of 10 or 147 tokens therefore
+cost no padding on the walked side. Sizes that vary from call to call (history, list length, batch) are plain
+integers, never specialised, so that a growing history does not recompile. Strides come divided by ALIGN, which tells
+the compiler that rows are 16-byte aligned.
 """
 
 import triton

@@ -1,7 +1,7 @@
 """Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before they are defined.
 
-Two faults of the interpreter of Triton 3.6 are mended here: it turns arrays of one element into integers in a way that NumPy
-2.4 refuses, and it multiplies bf16 matrices as if their bits were integers.
+Two faults of the interpreter of Triton 3.6 are mended here: it turns arrays of one element into integers in a way
+that NumPy 2.4 refuses, and it multiplies bf16 matrices as if their bits were integers.
 """
 
 import os
