@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from decmem_env.model.autoencoder import AutoencoderConfig, LatentNorm, TinyAutoencoder, to_frames, to_pixels
 
 
