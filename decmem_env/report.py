@@ -43,11 +43,12 @@ def write_html(path: str | os.PathLike[str], outcome: Outcome, table: list[Cell]
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Revisit test</title>",
         f"<style>{_STYLE}</style><h1>Revisit test, gap {outcome.gap}</h1>",
-        "<p>The model watches true frames, walks away, and comes back to places it has seen. PSNR in dB, mean over frames,"
-        " against the raw truth; the interval is a 95 % bootstrap over worlds. <b>Exact</b>: the same pose was shown before"
-        " (a copy is perfect there). <b>Near</b>: within 2 blocks and 17 degrees (needs understanding).</p>",
-        f"<p class=note><code>{html.escape(str(first.get('command', '')))}</code><br>{html.escape(str(first.get('hardware', '')))};"
-        f" {first.get('date', '')}; commit {html.escape(str(first.get('commit', '')))}; {outcome.seeds} noise seeds</p>",
+        "<p>The model watches true frames, walks away, and comes back to places it has seen. PSNR in dB, mean over"
+        " frames, against the raw truth; the interval is a 95 % bootstrap over worlds. <b>Exact</b>: the same pose was"
+        " shown before (a copy is perfect there). <b>Near</b>: within 2 blocks and 17 degrees (needs understanding).",
+        f"<p class=note><code>{html.escape(str(first.get('command', '')))}</code><br>",
+        f"{html.escape(str(first.get('hardware', '')))}; {first.get('date', '')};"
+        f" commit {html.escape(str(first.get('commit', '')))}; {outcome.seeds} noise seeds</p>",
         _verdicts(records),
         _table(outcome, table),
         "<h2>Curves</h2>",
@@ -91,7 +92,8 @@ def svg_curves(series: dict[str, list[dict[str, Any]]], x_title: str, y_title: s
         return left + (x - x0) / (x1 - x0) * plot, top + (y1 - y) / (y1 - y0) * (height - top - bottom)
 
     parts = [
-        f'<svg viewBox="0 0 {width + 240} {height}" width="{width + 240}" role="img" aria-label="{html.escape(y_title)}">'
+        f'<svg viewBox="0 0 {width + 240} {height}" width="{width + 240}" role="img"'
+        f' aria-label="{html.escape(y_title)}">'
     ]
     for y in np.arange(y0, y1 + 1, max(1, round((y1 - y0) / 6))):
         _, py = at(x0, float(y))
@@ -138,8 +140,8 @@ def _verdicts(records: Sequence[Record]) -> str:
 
 def _table(outcome: Outcome, table: list[Cell]) -> str:
     lines = [
-        "<h2>Table</h2><table><tr><th>frames<th>row<th>PSNR<th>95 %<th>against decoded truth<th>SSIM<th>frames<th>worlds"
-        "<th>moved</tr>"
+        "<h2>Table</h2><table><tr><th>frames<th>row<th>PSNR<th>95 %<th>against decoded truth<th>SSIM<th>frames"
+        "<th>worlds<th>moved</tr>"
     ]
     keys = dict.fromkeys((cell.label, cell.gap, cell.scripts) for cell in table)
     for label, gap, scripts in keys:

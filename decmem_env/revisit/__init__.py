@@ -1,6 +1,7 @@
 """Scripted revisit test: does the world stay the same when the player comes back? (definitions: measures.md)."""
 
-from .evaluate import Contender, Outcome, evaluate
+from .evaluate import Contender, Outcome, evaluate, standard_contenders
+from .long_run import long_run_records
 from .matches import Matches, match_poses
 from .scripts import KINDS, Script
 from .table import Cell, cells, records, text_table
@@ -15,8 +16,10 @@ __all__ = [
     "Script",
     "cells",
     "evaluate",
+    "long_run_records",
     "match_poses",
     "records",
+    "standard_contenders",
     "text_table",
     "visible_mask",
 ]

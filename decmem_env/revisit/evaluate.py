@@ -182,6 +182,26 @@ def evaluate(
     )
 
 
+def standard_contenders(
+    model: Any, modes: Sequence[str] = ("memory",), window_model: Any = None, floors: bool = True
+) -> list[Contender]:
+    """The model under test in each memory mode, then the rows without memory.
+
+    Args:
+        model: Under test.
+        modes: Arguments of `WorldModel.start`; the first is the main row.
+        window_model: A model trained without memory, if there is one.
+        floors: Whether to add retrieval off and retrieval limited to the window.
+    """
+    found = [Contender(mode, model, mode) for mode in modes]
+    if floors:
+        found.append(Contender("no_retrieval", model, "off", floor=True))
+        found.append(Contender("window_retrieval", model, "window", floor=True))
+    if window_model is not None:
+        found.append(Contender("window_model", window_model, "off", floor=True))
+    return found
+
+
 def _batches(scripts: Sequence[Script], size: int) -> Iterable[list[int]]:
     """Indices of scripts with equal context and length, at most `size` together, in order."""
     groups: dict[tuple[int, int], list[int]] = {}

@@ -1,0 +1,99 @@
+"""`decmem bench cpu | kernels | env | renderer`: speeds by their definitions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .common import Formatter, add_command, add_model_options, positive, resolve_device, say
+
+_EXAMPLES = """\
+decmem bench cpu --json cpu.json          frames_per_second: three fresh processes, 2 threads, the slowest
+decmem bench env --worlds 64 --device cuda
+decmem bench renderer --device cuda
+decmem bench kernels --json kernels.json  needs a CUDA device; checks every kernel before it is timed"""
+
+CPU_BAR = 4.0  # frames/s with a memory of 300 frames, two cores
+RENDERER_BARS = {"cuda": 100_000.0, "cpu": 60.0}  # frames/s at 96x160, 2x2 samples
+
+
+def add_parser(commands: Any) -> None:
+    """Add the sub-command."""
+    parser = add_command(
+        commands, "bench", "measure speed", "Speeds, each with its machine, date, commit and command.", _EXAMPLES
+    )
+    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    cpu = parts.add_parser("cpu", help="one world through gym.make on this CPU", formatter_class=Formatter)
+    cpu.add_argument("--checkpoint", default="tiny", metavar="C")
+    cpu.add_argument("--memory-frames", type=positive, default=300, metavar="N", help="remembered first (default: 300)")
+    cpu.add_argument("--frames", type=positive, default=200, metavar="N", help="steps that count (default: 200)")
+    cpu.add_argument("--processes", type=positive, default=3, metavar="N", help="fresh processes (default: 3)")
+    cpu.set_defaults(run=run_cpu)
+    env = parts.add_parser("env", help="many worlds through gym.make_vec", formatter_class=Formatter)
+    add_model_options(env)
+    env.add_argument("--worlds", type=positive, default=16, metavar="N")
+    env.set_defaults(run=run_env)
+    renderer = parts.add_parser("renderer", help="the voxel renderer", formatter_class=Formatter)
+    renderer.add_argument("--device", default="auto")
+    renderer.set_defaults(run=run_renderer)
+    kernels = parts.add_parser(
+        "kernels", help="attention kernels against their check and peers", formatter_class=Formatter
+    )
+    kernels.add_argument("--peers", action="store_true", help="also time FlexAttention")
+    kernels.set_defaults(run=run_kernels)
+    for part in (cpu, env, renderer, kernels):
+        part.add_argument("--json", type=Path, metavar="F", help="write the records here")
+
+
+def run_cpu(options: argparse.Namespace) -> int:
+    """Measure frames_per_second."""
+    from ..benchmarks import THREADS, slowest_env_speed
+
+    say(f"{options.processes} fresh processes, {THREADS} threads, {options.memory_frames} frames of memory")
+    found = slowest_env_speed(
+        options.processes,
+        checkpoint=options.checkpoint,
+        memory_frames=options.memory_frames,
+        measured=options.frames,
+    )
+    return _finish("frames_per_second", found, CPU_BAR if options.memory_frames == 300 else None, "cpu", options)
+
+
+def run_env(options: argparse.Namespace) -> int:
+    """Measure the vector environment."""
+    from ..benchmarks import vector_env_speed
+
+    device = resolve_device(options.device)
+    found = vector_env_speed(options.checkpoint, worlds=options.worlds, device=device)
+    return _finish("vector_env_frames_per_second", found, None, device, options)
+
+
+def run_renderer(options: argparse.Namespace) -> int:
+    """Measure the renderer."""
+    from ..benchmarks import renderer_speed
+
+    device = resolve_device(options.device)
+    bar = RENDERER_BARS["cuda" if device.startswith("cuda") else "cpu"]
+    return _finish("renderer_frames_per_second", renderer_speed(device=device), bar, device, options)
+
+
+def run_kernels(options: argparse.Namespace) -> int:
+    """Check and measure the kernels."""
+    from ..kernels.benchmark import main
+
+    arguments = ["--peers"] if options.peers else []
+    if options.json is not None:
+        arguments += ["--json", str(options.json)]
+    return main(arguments)
+
+
+def _finish(name: str, found: dict[str, Any], bar: float | None, device: str, options: argparse.Namespace) -> int:
+    from ..results import record, write_json
+
+    value = found.pop("frames_per_second")
+    item = record(name, float(value), "frames/s", bar=bar, device=device, details=found)
+    print(f"{name}: {value:.2f} frames/s on {item['hardware']}" + ("" if bar is None else f" (bar {bar:g})"))
+    if options.json is not None:
+        print(write_json(options.json, [item]))
+    return 0

@@ -1,0 +1,132 @@
+"""`decmem revisit`: the scripted revisit test of any checkpoint against the voxel truth."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from .common import (
+    Bar,
+    CommandError,
+    add_command,
+    add_model_options,
+    load_model,
+    positive,
+    resolve_device,
+    say,
+    seed_range,
+)
+
+KINDS = ("turn_away", "aba", "abca", "look360", "loop")
+
+_EXAMPLES = """\
+decmem revisit --worlds 8000000-8000063 --gap 60 --json r.json --html r.html --device cuda     the full table
+decmem revisit --worlds 7000000-7000003 --kinds turn_away --seeds 1                            a quick look on a CPU
+decmem revisit --checkpoint runs/decmem/ema --window-checkpoint runs/window/ema --json r.json
+decmem revisit --worlds 8000000-8000007 --memory memory,dense --json dense.json                dense attention beside it
+decmem revisit --worlds 8000000-8000007 --long-run --json long.json                            1,000 generated frames
+
+Worlds: choose on 7000000-7000999, report on 8000000-8000999. The same worlds and paths come out on every device."""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the sub-command."""
+    parser = add_command(
+        commands,
+        "revisit",
+        "measure memory: come back to places seen",
+        "Let the model watch true frames, walk away and come back, and compare with the truth: exact and near revisits,"
+        "\nthe autoencoder bound, the nearest true frame copied, rows without memory, the movement gate, sharpness.",
+        _EXAMPLES,
+    )
+    add_model_options(parser)
+    parser.add_argument("--worlds", type=seed_range, default=range(7_000_000, 7_000_064), metavar="A-B")
+    parser.add_argument("--limit-worlds", type=positive, metavar="N", help="only the first N of them")
+    parser.add_argument("--gap", type=positive, default=60, metavar="G", help="frames away (default: 60)")
+    parser.add_argument("--kinds", default=",".join(KINDS), metavar="K,K", help=f"of {', '.join(KINDS)} (default: all)")
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="noise seeds (default: 3)")
+    parser.add_argument(
+        "--memory",
+        default="memory",
+        metavar="M,M",
+        help="what the model under test may use: memory, dense, off, window; a second one becomes a row beside it",
+    )
+    parser.add_argument("--window-checkpoint", metavar="C", help="a model trained without memory, as a third floor")
+    parser.add_argument("--no-floors", action="store_true", help="leave out the rows without memory (faster)")
+    parser.add_argument("--long-run", action="store_true", help="a loop of true frames, then 1,000 generated ones")
+    parser.add_argument("--batch", type=positive, metavar="N", help="sessions in one forward pass")
+    parser.add_argument("--json", type=Path, metavar="F", help="write the records here")
+    parser.add_argument("--html", type=Path, metavar="F", help="write the page here")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the test, print the table, write the files."""
+    kinds = _choices("--kinds", options.kinds, KINDS)
+    modes = _choices("--memory", options.memory, ("memory", "dense", "off", "window"))
+    for path in (options.json, options.html):
+        if path is not None and path.is_dir():
+            raise CommandError(f"{path} is a folder: name a file")
+    device = resolve_device(options.device)
+    model = load_model(options.checkpoint, device)
+    forgetful = load_model(options.window_checkpoint, device) if options.window_checkpoint else None
+
+    from ..report import write_html
+    from ..results import write_json
+    from ..revisit import cells, evaluate, long_run_records, records, standard_contenders, text_table
+    from ..revisit.scripts import build_long_runs, build_scripts
+    from ..revisit.worlds import WorldSet
+
+    begun = time.monotonic()
+    seeds = list(options.worlds)[: options.limit_worlds]
+    with Bar(len(seeds), "building worlds", "world") as bar:
+        worlds = WorldSet(seeds, progress=bar.add)
+    scripts = build_long_runs(worlds) if options.long_run else build_scripts(worlds, kinds, options.gap)
+    contenders = standard_contenders(model, modes, forgetful, floors=not options.no_floors)
+    renderer = worlds.renderer(model.config.height, model.config.width, device)
+    frames = len(contenders) * options.seeds * sum(script.generated for script in scripts)
+    say(
+        f"{len(scripts)} scripts in {len(seeds)} worlds, {options.seeds} noise seeds, {len(contenders)} rows:"
+        f" {frames} frames to generate on {device}"
+    )
+    with Bar(frames, "generating") as bar:
+        seen = 0
+
+        def report(name: str, done: int, total: int) -> None:
+            nonlocal seen
+            bar.title(f"generating, {name}")
+            bar.add(done - seen)
+            seen = done
+
+        outcome = evaluate(
+            scripts,
+            worlds.blocks,
+            renderer,
+            contenders,
+            gap=options.gap,
+            seeds=options.seeds,
+            steps=options.steps,
+            sessions_per_batch=options.batch or (192 if device.startswith("cuda") else 8),
+            report=report,
+        )
+    table = cells(outcome)
+    found = long_run_records(outcome, device=device) if options.long_run else []
+    found += records(outcome, table, device=device)
+    print(text_table(outcome, table))
+    spent = ", ".join(f"{name} {value:.0f} s" for name, value in outcome.seconds.items())
+    say(f"{time.monotonic() - begun:.0f} s in all: {spent}")
+    if options.json is not None:
+        print(write_json(options.json, found))
+    if options.html is not None:
+        print(write_html(options.html, outcome, table, found))
+    return 0
+
+
+def _choices(option: str, text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    unknown = [part for part in chosen if part not in allowed]
+    if unknown or not chosen:
+        raise CommandError(f"{option} {text!r}: expected a comma-separated choice of {', '.join(allowed)}")
+    return chosen
