@@ -280,3 +280,14 @@ def test_in_a_cuda_graph():
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(got, want)
+
+
+def test_cpu_backend_in_several_chunks(monkeypatch):
+    from decmem_env.kernels.block_sparse_attention import cpu
+
+    for shape in ({}, {"sizes": True}):
+        q, k, v, lists, counts, options = make(**shape)
+        whole = run("cpu", q, k, v, lists, counts, options, grad=False)
+        monkeypatch.setattr(cpu, "_CHUNK", 2 * 40 * 64)
+        assert_near(run("cpu", q, k, v, lists, counts, options, grad=False), whole, 1e-6)
+        monkeypatch.undo()
