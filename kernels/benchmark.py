@@ -63,10 +63,16 @@ def random_inputs(shape: Shape, batch: int, device: str) -> list[Tensor]:
     return [torch.randn(batch, HEADS, t, DIM, generator=rng, device=device, dtype=torch.bfloat16) for t in sizes]
 
 
+def attend(shape: Shape, leaves: list[Tensor], **more: Any) -> Tensor:
+    """Our attention with the lists of a shape."""
+    q, k, v = leaves
+    options = {"q_block": shape.q_block, "kv_block": shape.kv_block, **more}
+    return block_sparse_attention(q, k, v, shape.lists, shape.counts, **options)
+
+
 def check(shape: Shape, inputs: list[Tensor]) -> dict[str, float]:
     """Errors against the definition in fp32 on one row and head, with logits times 1, 4 and 16."""
-    options = {"q_block": shape.q_block, "kv_block": shape.kv_block}
-    lists, counts = shape.lists[:1, :1].contiguous(), shape.counts[:1, :1].contiguous()
+    part = shape._replace(lists=shape.lists[:1, :1].contiguous(), counts=shape.counts[:1, :1].contiguous())
     errors: dict[str, float] = {}
     for factor in (1.0, 4.0, 16.0):
         q, k, v, grad = (x[:1, :1].detach().clone() for x in inputs)
@@ -74,8 +80,7 @@ def check(shape: Shape, inputs: list[Tensor]) -> dict[str, float]:
         results = []
         for backend, dtype in (("triton", torch.bfloat16), ("naive", torch.float32)):
             leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
-            out = block_sparse_attention(*leaves, lists, counts, backend=backend, **options)
-            assert isinstance(out, Tensor)
+            out = attend(part, leaves, backend=backend)
             results.append([out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))])
         for name, a, b in zip(("out", "dq", "dk", "dv"), *results, strict=True):
             errors[f"{name} x{factor:.0f}"] = relative(a, b) if bool(a.isfinite().all()) else float("inf")
@@ -87,22 +92,26 @@ def failures(errors: dict[str, float]) -> list[str]:
     return [f"{n} {e:.1e}" for n, e in errors.items() if not e <= (FORWARD_BOUND if n[:3] == "out" else GRADIENT_BOUND)]
 
 
+def time_backward(out: Tensor, leaves: list[Tensor], grad: Tensor, repeats: int = 50, seconds: float = 2.0) -> float:
+    """Median time of the gradients of ``out``."""
+    return median_ms(lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True), repeats, seconds)
+
+
 def time_shape(shape: Shape, inputs: list[Tensor]) -> dict[str, float]:
     """Times of forward, backward (with and without building the inverse lists) and both."""
     q, k, v, grad = inputs
-    options: dict[str, Any] = {"q_block": shape.q_block, "kv_block": shape.kv_block}
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     inverse = invert_lists(shape.lists, shape.counts, shape.key_tokens // shape.kv_block)
 
-    def forward(**more: Any) -> Any:
-        return block_sparse_attention(*leaves, shape.lists, shape.counts, **options, **more)
+    def forward(**more: Any) -> Tensor:
+        return attend(shape, leaves, **more)
 
     result: dict[str, float] = {}
     with torch.no_grad():
         result["forward_ms"] = median_ms(forward)
-    for name, more in (("backward_ms", {}), ("backward_given_inverse_ms", {"inverse": inverse})):
-        out = forward(**more)
-        result[name] = median_ms(lambda out=out: torch.autograd.grad(out, leaves, grad, retain_graph=True))
+    given: dict[str, Any] = {"inverse": inverse}
+    for name, more in (("backward_ms", {}), ("backward_given_inverse_ms", given)):
+        result[name] = time_backward(forward(**more), leaves, grad)
     result["both_ms"] = median_ms(lambda: torch.autograd.grad(forward(), leaves, grad))
     blocks = shape.key_tokens // shape.kv_block
     result["invert_ms"] = median_ms(lambda: invert_lists(shape.lists, shape.counts, blocks))
@@ -127,21 +136,19 @@ def time_peer(shape: Shape, inputs: list[Tensor]) -> dict[str, float]:
         return listed[b, h, i // shape.q_block, j // shape.kv_block]
 
     mask = create_block_mask(allowed, 2, HEADS, q.shape[2], k.shape[2], device=str(q.device), _compile=True)
-    flex = torch.compile(flex_attention, dynamic=False)
+    flex: Any = torch.compile(flex_attention, dynamic=False)
     leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
-    out = flex(*leaves, block_mask=mask)
-    options: dict[str, Any] = {"q_block": shape.q_block, "kv_block": shape.kv_block}
-    lists, counts = shape.lists[:2], shape.counts[:2]
-    used = shape.counts[:2].expand(2, HEADS, -1).repeat_interleave(shape.q_block, 2)[..., None] > 0
-    ours = block_sparse_attention(*leaves, lists, counts, **options)
-    assert isinstance(ours, Tensor)
-    error = relative(torch.where(used, out, 0.0).detach(), ours.detach())
+    part = shape._replace(lists=shape.lists[:2].contiguous(), counts=shape.counts[:2].contiguous())
+
+    def theirs() -> Tensor:
+        return flex(*leaves, block_mask=mask)
+
+    used = part.counts.expand(2, HEADS, -1).repeat_interleave(shape.q_block, 2)[..., None] > 0
+    error = relative(torch.where(used, theirs(), 0.0).detach(), attend(part, leaves).detach())
     if not error <= 1e-2:
         raise RuntimeError(f"FlexAttention and ours differ by {error:.1e}")
-    both = median_ms(lambda: torch.autograd.grad(flex(*leaves, block_mask=mask), leaves, grad), 20)
-    own = median_ms(
-        lambda: torch.autograd.grad(block_sparse_attention(*leaves, lists, counts, **options), leaves, grad), 20
-    )
+    both = median_ms(lambda: torch.autograd.grad(theirs(), leaves, grad), 20)
+    own = median_ms(lambda: torch.autograd.grad(attend(part, leaves), leaves, grad), 20)
     return {"batch": 2, "flex_both_ms": both, "ours_both_ms": own, "speedup": both / own}
 
 
@@ -167,12 +174,11 @@ def time_selection(batch: int, frames: int, device: str) -> dict[str, float]:
 def sweep(shape: Shape, inputs: list[Tensor], seconds: float) -> dict[str, dict[str, float]]:
     """Time variants of the launch settings, one kernel at a time; the best one of each stays set for the next."""
     q, k, v, grad = inputs
-    options: dict[str, Any] = {"q_block": shape.q_block, "kv_block": shape.kv_block}
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     inverse = invert_lists(shape.lists, shape.counts, shape.key_tokens // shape.kv_block)
 
-    def forward() -> Any:
-        return block_sparse_attention(*leaves, shape.lists, shape.counts, inverse=inverse, **options)
+    def forward() -> Tensor:
+        return attend(shape, leaves, inverse=inverse)
 
     with torch.no_grad():
         wanted = forward()
@@ -196,9 +202,7 @@ def sweep(shape: Shape, inputs: list[Tensor], seconds: float) -> dict[str, dict[
                             raise RuntimeError("wrong result")
                         times[candidate] = median_ms(forward, 10, 0.3)
                 else:
-                    out = forward()
-                    run = lambda out=out: torch.autograd.grad(out, leaves, grad, retain_graph=True)  # noqa: E731
-                    times[candidate] = median_ms(run, 10, 0.3)
+                    times[candidate] = time_backward(forward(), leaves, grad, 10, 0.3)
             except Exception as error:  # a variant may need more shared memory than there is
                 print(f"  {kernel} {candidate}: {str(error).splitlines()[0][:80]}")
         best = min(times, key=lambda c: times[c])

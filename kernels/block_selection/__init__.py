@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -35,33 +36,38 @@ def _(
 def _check(
     q_pooled: Tensor, k_pooled: Tensor, k: int, limit: Tensor, first: Tensor | None, mask: Tensor | None
 ) -> None:
-    def need(ok: bool, message: str) -> None:
+    def need(ok: bool, message: Callable[[], str]) -> None:
+        # Built only when needed: formatting a size would fix it in a compiled graph.
         if not ok:
-            raise ValueError(f"select_blocks: {message}")
+            raise ValueError(f"select_blocks: {message()}")
 
-    need(q_pooled.dim() == 4 and k_pooled.dim() == 4, "q_pooled and k_pooled must be [batch, heads, blocks, channels]")
+    need(
+        q_pooled.dim() == 4 and k_pooled.dim() == 4,
+        lambda: "q_pooled and k_pooled must be [batch, heads, blocks, channels]",
+    )
     batch, heads, num_queries, dim = q_pooled.shape
     need(
         k_pooled.shape[0] in (1, batch) and k_pooled.shape[1] == heads and k_pooled.shape[3] == dim,
-        f"k_pooled {tuple(k_pooled.shape)} must be [{batch} or 1, {heads}, NK, {dim}]",
+        lambda: f"k_pooled {tuple(k_pooled.shape)} must be [{batch} or 1, {heads}, NK, {dim}]",
     )
-    need(k >= 0, f"k must not be negative, got {k}")
+    need(k >= 0, lambda: f"k must not be negative, got {k}")
     for name, bound in (("limit", limit), ("first", first)):
-        if bound is not None:
-            need(
-                bound.dtype == torch.int32 and bound.dim() == 2 and bound.shape[0] in (1, batch)
-                and bound.shape[1] == num_queries,
-                f"{name} must be int32 [{batch} or 1, {num_queries}], got {bound.dtype} {tuple(bound.shape)}",
-            )  # fmt: skip
+        if bound is not None and not (
+            bound.dtype == torch.int32
+            and bound.dim() == 2
+            and bound.shape[0] in (1, batch)
+            and bound.shape[1] == num_queries
+        ):
+            raise ValueError(f"select_blocks: {name} must be int32 [{batch} or 1, {num_queries}]")
     if mask is not None:
         sizes = (batch, heads, num_queries, k_pooled.shape[2])
         need(
             mask.dtype == torch.bool and mask.dim() == 4
             and all(have in (1, want) for have, want in zip(mask.shape, sizes, strict=True)),
-            f"mask must be bool, broadcastable to {sizes}, got {mask.dtype} {tuple(mask.shape)}",
+            lambda: f"mask must be bool, broadcastable to {sizes}, got {mask.dtype} {tuple(mask.shape)}",
         )  # fmt: skip
     others = [k_pooled, limit, *(x for x in (first, mask) if x is not None)]
-    need(all(x.device == q_pooled.device for x in others), f"all tensors must be on {q_pooled.device}")
+    need(all(x.device == q_pooled.device for x in others), lambda: f"all tensors must be on {q_pooled.device}")
 
 
 def select_blocks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -24,6 +25,42 @@ def _choose(q: Tensor, k: Tensor, v: Tensor) -> str:
         return "triton"
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     return "cpu" if q.device.type == "cpu" and not needs_grad else "naive"
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: Tensor,
+    counts: Tensor,
+    *,
+    q_block: int,
+    kv_block: int,
+    kv_sizes: Tensor | None = None,
+    scale: float | None = None,
+    backend: str | None = None,
+    return_lse: Literal[False] = False,
+    inverse: InverseLists | None = None,
+) -> Tensor: ...
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: Tensor,
+    counts: Tensor,
+    *,
+    q_block: int,
+    kv_block: int,
+    kv_sizes: Tensor | None = None,
+    scale: float | None = None,
+    backend: str | None = None,
+    return_lse: Literal[True],
+    inverse: InverseLists | None = None,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def block_sparse_attention(

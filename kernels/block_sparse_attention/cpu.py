@@ -118,7 +118,7 @@ def block_sparse_attention_cpu(
             some_v.masked_fill_(~allowed[..., None], 0.0)
         result, total = _attend(queries[part], some_k, some_v, allowed, scale, with_lse)
         out[part] = result
-        if lse is not None:
+        if lse is not None and total is not None:
             lse[part] = total
     return out.view(batch, heads, tokens, dim), None if lse is None else lse.view(batch, heads, tokens)
 
