@@ -1,4 +1,7 @@
-"""Speeds as `measures.md` defines them; `python -m decmem_env.benchmarks` is one fresh process of `decmem bench cpu`."""
+"""Speeds as `measures.md` defines them.
+
+`python -m decmem_env.benchmarks` is one fresh process of `decmem bench cpu`.
+"""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def bootstrap(
     if not len(value):
         return Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
     names, index = np.unique(group, return_inverse=True)
-    sums = np.bincount(index, value, len(names))
+    sums: NDArray[np.float64] = np.bincount(index, value, len(names)).astype(np.float64)
     counts = np.bincount(index, minlength=len(names)).astype(np.float64)
     combine = statistic or (lambda s, c: s.sum(-1) / c.sum(-1))
     draws = np.random.default_rng(seed).integers(0, len(names), (samples, len(names)))

@@ -141,7 +141,7 @@ def write_video(path: str | os.PathLike[str], frames: Image8, fps: float = 10.0)
             ffmpeg_log_level="error",
         ) as writer:
             for frame in frames:
-                writer.append_data(frame)
+                writer.append_data(frame)  # type: ignore[attr-defined]
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
     except BaseException:

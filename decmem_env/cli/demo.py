@@ -44,8 +44,7 @@ def run(options: argparse.Namespace) -> int:
     def ticker(title: str, total: int) -> Any:
         while bars:
             bars.pop().__exit__()
-        if not bars:
-            say(f"{title} ...")
+        say(f"{title} ...")
         bars.append(Bar(total, title))
         return bars[-1].add
 
@@ -60,9 +59,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     bound, score, floor = (summary[f"{k}_db"] for k in ("autoencoder_bound", "revisit_psnr", "window_only_psnr"))
     say()
-    print(
-        f"generated      {summary['generated_frames']} frames at {summary['frames_per_second']:.1f} frames/s on {device}"
-    )
+    speed = summary["frames_per_second"]
+    print(f"generated      {summary['generated_frames']} frames at {speed:.1f} frames/s on {device}")
     if score is None:
         print("revisits       none on this walk: try another --seed")
     else:

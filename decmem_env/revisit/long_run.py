@@ -40,7 +40,8 @@ def long_run_records(outcome: Outcome, *, device: str, command: str | None = Non
         if row not in ("bound", "copy"):
             windows = sharpness_ratio(scores)
             ratio = windows[-1]["ratio"] if windows else float("nan")
-            details = {"windows": windows}
             title = f"long_run.sharpness_last_window.{row}.ratio"
-            found.append(record(title, ratio, "x decoded truth", device=device, command=command, details=details))
+            found.append(
+                record(title, ratio, "x decoded truth", device=device, command=command, details={"windows": windows})
+            )
     return found

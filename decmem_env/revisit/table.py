@@ -121,12 +121,10 @@ def records(outcome: Outcome, table: list[Cell], *, device: str, command: str | 
         if cell is None:
             continue
         title = f"{label}_{g}"
-        note = (
-            {}
-            if cell.valid
-            else {"refused": f"movement gate: {cell.moved:.0%} of the revisits pass, {GATE_SHARE:.0%} needed"}
-        )
-        add(f"{title}_psnr_db", cell.psnr.mean, "dB", cell, label, **note)
+        add(f"{title}_psnr_db", cell.psnr.mean, "dB", cell, label)
+        if not cell.valid:
+            reason = f"movement gate: {cell.moved:.0%} of the revisits pass, {GATE_SHARE:.0%} needed"
+            found[-1]["details"]["refused"] = reason
         bound = find(table, "bound", label, g, scripts)
         copy = find(table, "copy", label, g, scripts)
         floors = [c for c in (find(table, name, label, g, scripts) for name in outcome.floors) if c is not None]

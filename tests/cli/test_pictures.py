@@ -22,6 +22,8 @@ def test_difference_is_zero_for_equal_frames():
     assert pictures.difference(frames(9), frames(19)).min() == 20
 
 
+# imageio's reader leaves its pipes to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_video_reads_back(tmp_path):
     video = pictures.side_by_side([("left", frames(40)), ("right", frames(200))], ["x"] * 6, factor=2)
     assert video.shape[1] % 2 == 0 and video.shape[2] % 2 == 0
