@@ -1,0 +1,341 @@
+"""Walks through voxel worlds: exploration and scripts that force revisits.
+
+A walk is planned as actions, then run through the simulator, so that poses always come from the true physics. Several plans are
+drawn for each walk and the one that is blocked least wins. Reversing pure turns and pure steps returns to the very same
+poses wherever the ground is level; scripted tests draw again until the return is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..conventions.actions import ACTION_DIM, Action
+from ..conventions.poses import is_exact, is_near, pose_difference, wrap_degrees
+from .simulator import Simulator
+from .terrain import World
+
+KINDS = ("explore", "turn_away", "aba", "abca", "look360", "loop")
+SCRIPT_KINDS = ("turn_away", "aba", "abca", "look360", "loop")
+Plan = list[NDArray[np.float32]]
+Rng = np.random.Generator
+
+
+class Trajectories(NamedTuple):
+    """Walks of equal length.
+
+    Attributes:
+        actions: float32 [N, T, 25]; the first is the reset no-op.
+        poses: float64 [N, T, 5].
+        kind: Kind of each walk.
+    """
+
+    actions: NDArray[np.float32]
+    poses: NDArray[np.float64]
+    kind: list[str]
+
+
+def _act(entry: Action | None = None, value: float = 1.0) -> NDArray[np.float32]:
+    action = np.zeros(ACTION_DIM, np.float32)
+    if entry is not None:
+        action[entry] = value
+    return action
+
+
+def _turn(rng: Rng, grid: bool, degrees: float) -> Plan:
+    """Turn by about so many degrees: steps of 15 on the grid, uneven steps of 6 to 24 off it."""
+    if grid:
+        steps = int(round(abs(degrees) / 15.0))
+        return [_act(Action.CAMERA_YAW, float(np.sign(degrees)))] * steps
+    plan, left = [], abs(degrees)
+    while left > 3.0:
+        step = min(left, rng.uniform(6.0, 24.0))
+        plan.append(_act(Action.CAMERA_YAW, float(np.sign(degrees)) * step / 15.0))
+        left -= step
+    return plan
+
+
+def _walk(rng: Rng, grid: bool, steps: int) -> Plan:
+    """Walk ahead (sometimes sideways or backwards); off the grid at uneven speed."""
+    entry = rng.choice([Action.FORWARD, Action.LEFT, Action.RIGHT, Action.BACK], p=[0.82, 0.06, 0.06, 0.06])
+    return [_act(Action(entry), 1.0 if grid else float(rng.uniform(0.5, 1.0))) for _ in range(steps)]
+
+
+def _tilt(rng: Rng, grid: bool) -> Plan:
+    """Look up or down and level again later (the reverse belongs to the plan)."""
+    size = 1.0 if grid else float(rng.uniform(0.4, 1.4))
+    plan = [_act(Action.CAMERA_PITCH, size * float(rng.choice([-1, 1])))] * int(rng.integers(1, 3))
+    return [*plan, *[_act()] * int(rng.integers(0, 4)), *_reverse(plan)]
+
+
+_OPPOSITE = {
+    Action.FORWARD: Action.BACK,
+    Action.BACK: Action.FORWARD,
+    Action.LEFT: Action.RIGHT,
+    Action.RIGHT: Action.LEFT,
+}
+
+
+def _reverse(plan: Plan) -> Plan:
+    """Undo a plan of pure turns and pure steps, last action first."""
+    result = []
+    for action in reversed(plan):
+        undone = action.copy()
+        for entry in (Action.CAMERA_YAW, Action.CAMERA_PITCH):
+            undone[entry] = -action[entry]
+        for entry, opposite in _OPPOSITE.items():
+            undone[opposite] = action[entry]
+        result.append(undone)
+    return result
+
+
+def _leg(rng: Rng, grid: bool, steps: int, wander: float = 40.0) -> Plan:
+    """Walk `steps` steps in stretches, with small turns between."""
+    plan: Plan = []
+    while steps > 0:
+        stretch = min(steps, int(rng.integers(3, 13)))
+        plan += _walk(rng, grid, stretch)
+        steps -= stretch
+        if rng.random() < 0.6:
+            plan += _turn(rng, grid, rng.normal(0.0, wander))
+    return plan
+
+
+def _about_face(rng: Rng, grid: bool) -> Plan:
+    return _turn(rng, grid, 180.0 * float(rng.choice([-1, 1])))
+
+
+def _macro(rng: Rng, grid: bool, kind: str) -> Plan:
+    side = float(rng.choice([-1, 1]))
+    if kind == "turn_away":
+        away = _turn(rng, grid, side * rng.uniform(45.0, 180.0))
+        return [*away, *[_act()] * int(rng.integers(0, 6)), *_reverse(away)]
+    if kind == "aba":
+        out = _leg(rng, grid, int(rng.integers(6, 36)))
+        rest = _macro(rng, grid, "look360") if rng.random() < 0.3 else []
+        if rng.random() < 0.5:
+            return [*out, *rest, *_reverse(out)]
+        return [*out, *rest, *_about_face(rng, grid), *_walk_back(out), *_about_face(rng, grid)]
+    if kind == "abca":
+        first, second = _leg(rng, grid, int(rng.integers(6, 20))), _leg(rng, grid, int(rng.integers(6, 20)))
+        turn = _turn(rng, grid, side * rng.uniform(60.0, 120.0))
+        return [*first, *turn, *second, *_reverse([*first, *turn, *second])]
+    if kind == "look360":
+        return _turn(rng, grid, side * 360.0)
+    if kind == "loop":
+        edge, corner = int(rng.integers(4, 16)), _turn(rng, grid, side * 90.0)
+        return [action for _ in range(4) for action in [*_walk(rng, grid, edge), *corner]]
+    plan = [*_turn(rng, grid, rng.normal(0.0, 70.0)), *_leg(rng, grid, int(rng.integers(4, 24)))]
+    if rng.random() < 0.25:
+        plan += _tilt(rng, grid)
+    if rng.random() < 0.1:
+        plan.append(_act(Action.JUMP))
+    return plan
+
+
+def _walk_back(out: Plan) -> Plan:
+    """The way back seen from the other side: the same steps forward, turns mirrored, last first."""
+    result = []
+    for action in reversed(out):
+        undone = action.copy()
+        undone[Action.CAMERA_YAW] = -action[Action.CAMERA_YAW]
+        result.append(undone)
+    return result
+
+
+def _plan(rng: Rng, length: int, kind: str, grid: bool) -> NDArray[np.float32]:
+    plan: Plan = [_act()]
+    while len(plan) < length:
+        choice = str(rng.choice(KINDS, p=[0.3, 0.16, 0.22, 0.12, 0.1, 0.1])) if kind == "mixed" else kind
+        plan += _macro(rng, grid, choice)
+        if kind != "mixed" and rng.random() < 0.5:
+            plan += _macro(rng, grid, "explore")
+        if rng.random() < 0.2:
+            plan += [_act()] * int(rng.integers(1, 4))
+    return np.stack(plan[:length])
+
+
+def sample_trajectories(
+    worlds: Sequence[World], length: int, rng: Rng, kind: str = "mixed", grid: bool = True, candidates: int = 3
+) -> Trajectories:
+    """Draw one walk per world.
+
+    Args:
+        worlds: N worlds; none is changed.
+        length: Frames T of each walk.
+        rng: Source of randomness.
+        kind: One of `KINDS`, or `mixed`.
+        grid: Angles in steps of 15 degrees and full steps; False draws uneven angles and speeds.
+        candidates: Plans drawn for each walk; the one that covers the most ground for its effort wins.
+
+    Returns:
+        Actions and poses; starts are the spawn moved to dry open ground nearby.
+
+    Raises:
+        ValueError: Unknown kind.
+    """
+    if kind not in (*KINDS, "mixed"):
+        raise ValueError(f"unknown trajectory kind {kind!r}: expected one of {', '.join((*KINDS, 'mixed'))}")
+    n = len(worlds)
+    plans = np.stack([_plan(rng, length, kind, grid) for _ in range(n * candidates)])
+    starts = np.stack([random_start(worlds[i // candidates], rng, grid) for i in range(n * candidates)])
+    index = np.arange(n * candidates) // candidates
+    poses = walk(worlds, index, starts, plans)
+    wanted = np.abs(plans[:, 1:, [Action.FORWARD, Action.BACK, Action.LEFT, Action.RIGHT]]).max(-1).sum(-1)
+    moved = np.linalg.norm(np.diff(poses[:, :, [0, 2]], axis=1), axis=-1).sum(-1)
+    free = (moved / np.maximum(wanted, 1.0)).reshape(n, candidates)
+    best = np.arange(n) * candidates + free.argmax(1)
+    return Trajectories(plans[best], poses[best], [kind] * n)
+
+
+def walk(
+    worlds: Sequence[World], index: NDArray[np.integer], starts: NDArray[np.float64], actions: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Run action scripts through the simulator: frame 0 is the start, action t leads to frame t.
+
+    Args:
+        worlds: Worlds, shared and unchanged (scripts neither place nor break).
+        index: int [N], the world of each walker.
+        starts: float64 [N, 5].
+        actions: float32 [N, T, 25].
+
+    Returns:
+        Poses, float64 [N, T, 5].
+    """
+    simulator = Simulator.shared(worlds, index, starts)
+    poses = np.empty((*actions.shape[:2], 5))
+    poses[:, 0] = simulator.poses
+    for t in range(1, actions.shape[1]):
+        poses[:, t] = simulator.step(actions[:, t])
+    return poses
+
+
+def random_start(world: World, rng: Rng, grid: bool = True) -> NDArray[np.float64]:
+    """A pose on dry open ground within 60 blocks of the middle; yaw on the grid of 15 degrees or anywhere."""
+    for _ in range(64):
+        x, z = (int(v) for v in rng.integers(68, 188, 2))
+        y = world.ground(x, z)
+        if y is not None:
+            yaw = 15.0 * rng.integers(24) if grid else rng.uniform(0.0, 360.0)
+            jitter = (0.5, 0.5) if grid else rng.uniform(0.35, 0.65, 2)
+            return np.array([x + jitter[0], y, z + jitter[1], 0.0, float(wrap_degrees(yaw))])
+    return world.spawn.copy()
+
+
+def _script_plan(kind: str, gap: int, context: int, rng: Rng, grid: bool, near: bool) -> tuple[Plan, Plan]:
+    """Actions of the context and of the generated part."""
+    side = float(rng.choice([-1, 1]))
+    slack = int(gap * 1.12)
+    offset: Plan = _turn(rng, False, side * rng.uniform(4.0, 11.0)) if near else []
+    if kind == "turn_away":
+        # Pan over A at the end of the context; then face the other half of the horizon until the gap is over.
+        pan = _turn(rng, grid, side * 60.0)
+        seen = [*_leg(rng, grid, max(0, context - 2 * len(pan) - 10)), *pan, *_reverse(pan), *[_act()] * 2]
+        away = _turn(rng, grid, side * 180.0)
+        wander: Plan = []
+        while len(wander) < slack - 2 * len(away):
+            swing = _turn(rng, grid, float(rng.choice([-1, 1])) * rng.uniform(20.0, 75.0))
+            wander += [*swing, *[_act()] * int(rng.integers(0, 4)), *_reverse(swing)]
+        return seen, [*away, *wander, *_reverse(away), *offset, *pan, *_reverse(pan)]
+    if kind == "look360":
+        turn = _turn(rng, grid, side * 360.0)
+        half = len(turn) // 2
+        seen = [*_leg(rng, grid, max(0, context - len(turn) - 1)), *turn]
+        return seen, [*turn[:half], *[_act()] * max(0, slack - len(turn)), *offset, *turn[half:]]
+    if kind == "loop":
+        edge = max(3, context // 4 - len(_turn(rng, grid, 90.0)))
+        corner = _turn(rng, grid, side * 90.0)
+        lap = [a for _ in range(4) for a in [*[_act(Action.FORWARD)] * edge, *corner]]
+        return lap, [*offset, *lap]
+    # A-B(-C)-A: walk out at the end of the context, linger away from A, come back along the very same poses.
+    out = _leg(rng, grid, max(8, min(24, context // 3)), wander=20.0)
+    if kind == "abca":
+        corner = _turn(rng, grid, side * 90.0)
+        out = [*out, *corner, *_leg(rng, grid, 10, wander=20.0)]
+    look = _turn(rng, grid, side * 360.0)
+    seen = [*_turn(rng, grid, 360.0)[: max(0, context - len(out) - 1)], *out]
+    linger: Plan = []
+    while len(linger) < slack - 2 * len(out) // 3 - len(look) // 2:
+        linger += look
+    return seen, [*linger, *_reverse(out), *offset]
+
+
+def revisit_script(
+    world: World, kind: str, gap: int, context: int, rng: Rng, grid: bool = True, near: bool = False, tries: int = 48
+) -> tuple[NDArray[np.float32], NDArray[np.float64], int] | None:
+    """A walk whose generated part returns to what the context showed, after about `gap` frames without it.
+
+    Args:
+        world: Where to walk.
+        kind: One of `SCRIPT_KINDS`.
+        gap: Frames between the last near or exact view of a place and its return.
+        context: Frames the model observes (the walk may need a few more or less; the third value says how many).
+        rng: Source of randomness.
+        grid: Angles and steps on the grid of poses.
+        near: Return beside the known poses rather than on them.
+        tries: Draws before giving up.
+
+    Returns:
+        actions [T, 25], poses [T, 5] and the number of context frames; None when no draw fits this world.
+    """
+    drawn = []
+    for _ in range(tries):
+        seen, rest = _script_plan(kind, gap, context, rng, grid, near)
+        seen = [_act(), *seen]
+        pad = max(0, context - len(seen))
+        drawn.append((np.stack([*[_act()] * pad, *seen, *rest]), pad + len(seen)))
+    length = max(len(a) for a, _ in drawn)
+    actions = np.zeros((tries, length, ACTION_DIM), np.float32)
+    for i, (a, _) in enumerate(drawn):
+        actions[i, : len(a)] = a
+    starts = np.stack([random_start(world, rng, grid) for _ in range(tries)])
+    poses = walk([world], np.zeros(tries, np.int64), starts, actions)
+    best, most = None, 0
+    for i, (a, split) in enumerate(drawn):
+        path = poses[i, : len(a)]
+        gaps, exact = revisit_gaps(path)
+        late = np.arange(len(a)) >= split
+        hits = late & (gaps >= gap) & (gaps <= 1.25 * gap) & (~exact if near else exact)
+        score = int(sum(_moved_away(path, t, int(gaps[t])) for t in np.flatnonzero(hits)))
+        if score > most:
+            best, most = i, score
+    if best is None:
+        return None
+    a, split = drawn[best]
+    return a, poses[best, : len(a)].copy(), split
+
+
+def revisit_gaps(poses: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """For every frame, frames since the last frame of a near or exact pose that is not its own recent neighbourhood.
+
+    The stretch of near frames that ends in the frame itself does not count: a gap begins where the view was last left.
+
+    Args:
+        poses: [T, 5].
+
+    Returns:
+        int64 [T] gaps (-1 where the view is new) and bool [T], whether an earlier frame beyond the gap is exact.
+    """
+    gaps = np.full(len(poses), -1, np.int64)
+    exact = np.zeros(len(poses), bool)
+    for t in range(1, len(poses)):
+        near = is_near(poses[t], poses[:t])
+        apart = np.flatnonzero(~near)
+        before = int(apart[-1]) if len(apart) else 0  # the unbroken run of near frames up to t is its approach
+        seen = np.flatnonzero(near[:before])
+        if len(seen):
+            gaps[t] = t - seen[-1]
+            exact[t] = bool(is_exact(poses[t], poses[:before]).any())
+    return gaps, exact
+
+
+def _moved_away(poses: NDArray[np.float64], frame: int, gap: int) -> bool:
+    """The movement gate: 75 % of the frames between lie more than 45 degrees or 4 blocks away."""
+    between = poses[frame - gap + 1 : frame]
+    if not len(between):
+        return False
+    distance, angle = pose_difference(poses[frame], between)
+    return bool(((distance > 4.0) | (angle > 45.0)).mean() >= 0.75)
