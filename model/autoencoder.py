@@ -174,8 +174,9 @@ class LatentNorm(nn.Module):
                 self.mean.lerp_(mean.detach(), self.momentum)
                 self.variance.lerp_(variance.detach(), self.momentum)
         else:
-            mean, variance = self.mean.to(z.dtype), self.variance.to(z.dtype)
-        return (z - mean[:, None, None]) * torch.rsqrt(variance + 1e-6)[:, None, None]
+            mean, variance = self.mean.float(), self.variance.float()
+        normed = (z.float() - mean[:, None, None]) * torch.rsqrt(variance + 1e-6)[:, None, None]
+        return normed if self.training else normed.to(z.dtype)
 
 
 class TinyAutoencoder(nn.Module):

@@ -1,0 +1,137 @@
+"""A ring of encoded trajectories on the device, refreshed while training, and the clips drawn from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from decmem_env.conventions.poses import normalised_intrinsics, projective_matrices
+
+from .splice import revisit_table, sample_clip
+from .stream import Episodes, EpisodeStream
+from .voxel import EpisodeRenderer
+
+
+@dataclass
+class ClipBatch:
+    """Inputs of one dynamics step, on the device.
+
+    Attributes:
+        latents: float32 [B, T, C, h, w], clean.
+        actions: float32 [B, T, 25].
+        projective: float32 [B, T, 4, 4].
+        projective_inverse: float32 [B, T, 4, 4].
+        frame_index: int64 [B, T].
+        poses: float64 [B, T, 5], on the CPU.
+    """
+
+    latents: Tensor
+    actions: Tensor
+    projective: Tensor
+    projective_inverse: Tensor
+    frame_index: Tensor
+    poses: NDArray[np.float64]
+
+
+def make_batch(
+    latents: Tensor, actions: NDArray[np.float32], poses: NDArray[np.float64], frame_index: NDArray[np.int64]
+) -> ClipBatch:
+    """Put a batch on the device of its latents; camera translations are relative to each clip's first frame."""
+    intrinsics = normalised_intrinsics(*latents.shape[-2:])  # pixels are square, so only the ratio matters
+    matrix, inverse = projective_matrices(poses, intrinsics, poses[:, :1])
+    device = latents.device
+
+    def move(array: NDArray, dtype: torch.dtype) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(dtype)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+    return ClipBatch(
+        latents.float(),
+        move(actions, torch.float32),
+        move(matrix, torch.float32),
+        move(inverse, torch.float32),
+        move(frame_index, torch.int64),
+        poses,
+    )
+
+
+class LatentPool:
+    """A ring of trajectories as latents; the oldest makes room for the newest.
+
+    Args:
+        stream: Where episodes come from.
+        renderer: Renders them.
+        encode: uint8 [N, H, W, 3] -> latents [N, C, h, w].
+        capacity: Trajectories kept.
+        length: L, frames of a trajectory.
+        latent_shape: (C, h, w).
+    """
+
+    def __init__(
+        self,
+        stream: EpisodeStream,
+        renderer: EpisodeRenderer,
+        encode: Callable[[Tensor], Tensor],
+        capacity: int,
+        length: int,
+        latent_shape: tuple[int, int, int],
+    ) -> None:
+        self.stream, self.renderer, self.encode, self.capacity, self.length = stream, renderer, encode, capacity, length
+        dtype = torch.float16 if renderer.device.type == "cuda" else torch.float32
+        self.latents = torch.zeros((capacity, length, *latent_shape), dtype=dtype, device=renderer.device)
+        self.actions = np.zeros((capacity, length, 25), np.float32)
+        self.poses = np.zeros((capacity, length, 5))
+        self.tables: list[NDArray[np.bool_]] = []
+        self.count = self.added = 0
+        self.allowance = 0.0
+
+    def _insert(self, episodes: Episodes) -> int:
+        frames = self.renderer.frames(episodes)
+        for i in range(len(frames)):
+            slot = self.added % self.capacity
+            self.latents[slot] = self.encode(frames[i]).to(self.latents.dtype)
+            self.actions[slot], self.poses[slot] = episodes.actions[i], episodes.poses[i]
+            self.tables[slot : slot + 1] = [revisit_table(episodes.poses[i])]
+            self.added += 1
+        self.count = min(self.added, self.capacity)
+        return frames.shape[0] * frames.shape[1]
+
+    def fill(self, trajectories: int) -> None:
+        """Wait until this many trajectories are there."""
+        while self.count < trajectories:
+            self._insert(self.stream.get())
+
+    def replay(self, added: int, allowance: float) -> None:
+        """Bring back the content after `added` insertions from a stream that starts at its first job."""
+        while self.added < added:
+            episodes = self.stream.get()
+            if self.added + len(episodes.poses) <= added - self.capacity:
+                self.added += len(episodes.poses)
+                self.tables = self.tables or [revisit_table(episodes.poses[0])] * self.capacity
+            else:
+                self._insert(episodes)
+        self.allowance = allowance
+
+    def refresh(self, frames: float) -> None:
+        """Allow this many more new frames; takes in episodes that are ready while the allowance lasts."""
+        # Unused allowance is kept only in part: after a pause the pool must not stall the training to catch up.
+        self.allowance = min(self.allowance + frames, 4.0 * self.length)
+        while self.allowance > 0 and (episodes := self.stream.poll()) is not None:
+            self.allowance -= self._insert(episodes)
+
+    def sample(self, count: int, frames: int, splice: float, offset: int, rng: np.random.Generator) -> ClipBatch:
+        """Draw clips of `frames` frames."""
+        which = rng.integers(0, self.count, count)
+        index = np.stack([sample_clip(self.tables[w], self.length, frames, splice, rng) for w in which])
+        rows = which[:, None]
+        device = self.latents.device
+        take = torch.from_numpy(rows * self.length + index)
+        take = take.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else take
+        latents = self.latents.flatten(0, 1)[take]
+        start = rng.integers(0, offset + 1, (count, 1))
+        return make_batch(latents, self.actions[rows, index], self.poses[rows, index], index + start)

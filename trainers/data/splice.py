@@ -1,0 +1,80 @@
+"""Cutting clips out of trajectories: whole runs, or pieces with time gaps whose later parts revisit earlier poses."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decmem_env.conventions.poses import wrap_degrees
+
+STRIDE = 4  # resolution of the revisit table, in frames
+NEAR_BLOCKS, NEAR_DEGREES = 2.0, 20.0  # a little wider than the measures' "near"
+
+
+def revisit_table(poses: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which moments of a trajectory see about the same.
+
+    Args:
+        poses: [L, 5].
+
+    Returns:
+        bool [M, M], M = ceil(L / STRIDE), symmetric.
+    """
+    coarse = poses[::STRIDE]
+    distance = np.linalg.norm(coarse[:, None, :3] - coarse[None, :, :3], axis=-1)
+    angle = np.abs(wrap_degrees(coarse[:, None, 3:] - coarse[None, :, 3:])).max(-1)
+    return (distance <= NEAR_BLOCKS) & (angle <= NEAR_DEGREES)
+
+
+def _piece_lengths(frames: int, pieces: int, rng: np.random.Generator) -> list[int]:
+    """Random lengths of at least a sixth of an even share each."""
+    least = max(1, frames // (pieces * 3))
+    spare = frames - least * pieces
+    cuts = np.sort(rng.integers(0, spare + 1, pieces - 1))
+    return [int(v) + least for v in np.diff([0, *cuts, spare])]
+
+
+def sample_clip(
+    table: NDArray[np.bool_], length: int, frames: int, splice: float, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Choose the frames of one training clip.
+
+    Args:
+        table: `revisit_table` of the trajectory.
+        length: L, frames of the trajectory.
+        frames: T, frames of the clip, at most L.
+        splice: Probability of making the clip of two or three pieces with gaps.
+        rng: Randomness.
+
+    Returns:
+        int64 [T], strictly increasing frame numbers below L. Where possible the later pieces of a splice start
+        so that they see again what earlier ones saw.
+
+    Raises:
+        ValueError: The trajectory is shorter than the clip.
+    """
+    if length < frames:
+        raise ValueError(f"a trajectory of {length} frames is shorter than a clip of {frames}")
+    room = length - frames
+    if rng.random() >= splice or room < 2 or frames < 4:
+        return np.arange(frames) + rng.integers(0, room + 1)
+    sizes = _piece_lengths(frames, 3 if frames >= 12 and rng.random() < 0.4 else 2, rng)
+    # The first piece starts early enough that gaps of every length remain possible.
+    start = int(rng.integers(0, max(room // 2, 1)))
+    chosen = [np.arange(start, start + sizes[0])]
+    for k in range(1, len(sizes)):
+        earliest = int(chosen[-1][-1]) + 2
+        latest = length - sum(sizes[k:])
+        if latest <= earliest:
+            start = latest
+        else:
+            seen = np.zeros(len(table), bool)
+            seen[np.unique(np.concatenate(chosen) // STRIDE)] = True
+            again = np.concatenate([[0.0], np.cumsum(table[:, seen].any(1))])
+            starts = np.arange(earliest, latest + 1)
+            first, last = starts // STRIDE, np.minimum((starts + sizes[k]) // STRIDE + 1, len(table))
+            score = (again[last] - again[first]) / (last - first)
+            weight = score**2 + 0.02
+            start = int(rng.choice(starts, p=weight / weight.sum()))
+        chosen.append(np.arange(start, start + sizes[k]))
+    return np.concatenate(chosen)

@@ -1,0 +1,97 @@
+"""Episodes from the voxel world: generate worlds, walk through them, render the frames on the training device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .stream import Episodes
+
+TRAINING_SEEDS = 7_000_000  # 0 .. this - 1
+VALIDATION_SEED = 7_000_000  # the first of 1,000
+VALIDATION_JOB = 1 << 40  # job numbers from here on are validation worlds
+
+
+@dataclass(frozen=True)
+class VoxelJob:
+    """Make worlds and trajectories; job i is a pure function of (seed, i).
+
+    Attributes:
+        seed: Of the run.
+        length: Frames of a trajectory.
+        worlds: Worlds a job.
+        per_world: Trajectories a world, alternately on the grid of poses and off it.
+        kind: Kind of trajectory (`worlds.sample_trajectories`).
+    """
+
+    seed: int
+    length: int
+    worlds: int = 2
+    per_world: int = 2
+    kind: str = "mixed"
+
+    def __call__(self, number: int) -> list[Episodes]:
+        """Run job `number`; numbers from `VALIDATION_JOB` on give one validation world each."""
+        from decmem_env.worlds import generate_world, sample_trajectories
+
+        validation = number >= VALIDATION_JOB
+        rng = np.random.default_rng([self.seed if not validation else 0, number])
+        if validation:
+            seeds = [VALIDATION_SEED + number - VALIDATION_JOB]
+        else:
+            seeds = [int(s) for s in rng.integers(0, TRAINING_SEEDS, self.worlds)]
+        worlds = [generate_world(seed) for seed in seeds]
+        actions: list[list[Any]] = [[] for _ in worlds]
+        poses: list[list[Any]] = [[] for _ in worlds]
+        for turn in range(self.per_world):
+            grid = bool((turn + number) % 2)
+            walks = sample_trajectories(worlds, self.length, rng, kind=self.kind, grid=grid)
+            for i in range(len(worlds)):
+                actions[i].append(np.asarray(walks.actions[i], np.float32))
+                poses[i].append(np.asarray(walks.poses[i], np.float64))
+        return [
+            Episodes(seed, np.stack(actions[i]), np.stack(poses[i]), blocks=np.asarray(world.blocks, np.uint8))
+            for i, (seed, world) in enumerate(zip(seeds, worlds, strict=True))
+        ]
+
+
+class EpisodeRenderer:
+    """Turns episodes into frames on the training device.
+
+    Args:
+        height: Pixels.
+        width: Pixels.
+        device: Where to render.
+        chunk: Frames rendered at once.
+    """
+
+    def __init__(self, height: int, width: int, device: str | torch.device, chunk: int = 512) -> None:
+        self.height, self.width, self.device, self.chunk = height, width, torch.device(device), chunk
+        self._renderer: Any = None
+
+    def render(self, blocks: Tensor, world_index: Tensor, poses: Tensor) -> Tensor:
+        """Render poses [N, 5] of worlds `blocks[world_index]` to uint8 [N, H, W, 3] on the device."""
+        if self._renderer is None:
+            from decmem_env.worlds import Renderer
+
+            self._renderer = Renderer(self.height, self.width, device=str(self.device))
+        parts = [
+            self._renderer.render(blocks, world_index[i : i + self.chunk], poses[i : i + self.chunk]).rgb
+            for i in range(0, len(poses), self.chunk)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def frames(self, episodes: Episodes) -> Tensor:
+        """All frames of an episode, uint8 [n, L, H, W, 3] on the device."""
+        n, length = episodes.poses.shape[:2]
+        if episodes.frames is not None:
+            return torch.from_numpy(episodes.frames).to(self.device)
+        assert episodes.blocks is not None
+        blocks = torch.from_numpy(episodes.blocks)[None].to(self.device)
+        poses = torch.from_numpy(episodes.poses.reshape(-1, 5)).to(self.device)
+        index = torch.zeros(len(poses), dtype=torch.int64, device=self.device)
+        return self.render(blocks, index, poses).view(n, length, self.height, self.width, 3)

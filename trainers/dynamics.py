@@ -1,0 +1,183 @@
+"""The dynamics stages: clips of latents, rectified flow under teacher forcing, next-frame scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .config import ConfigError, TrainConfig
+from .data.latents import ClipBatch, LatentPool, make_batch
+from .data.sources import open_stream
+from .data.splice import revisit_table, sample_clip
+from .data.voxel import EpisodeRenderer
+from .distributed import Ranks
+from .models import build_transformer, find_export, load_autoencoder, load_transformer_weights, save_dynamics
+from .objective import flow_loss, one_step_prediction, own_context, run_model, sample_inputs
+from .precision import autocast_of
+from .profiling import Profile
+from .scores import psnr_per_frame, revisit_kinds
+
+
+class DynamicsTask:
+    """What the trainer needs to train `WorldTransformer`.
+
+    Args:
+        config: Resolved settings.
+        ranks: This process.
+        init: Folder of an autoencoder run (first stage) or of an earlier dynamics stage.
+        profile: Section timer.
+
+    Raises:
+        ConfigError: No `init`, or it holds no autoencoder.
+    """
+
+    def __init__(self, config: TrainConfig, ranks: Ranks, init: str | None, profile: Profile) -> None:
+        self.config, self.ranks, self.profile = config, ranks, profile
+        if init is None:
+            raise ConfigError(
+                f"stage {config.stage} needs --init: the folder of an autoencoder run, or of an earlier dynamics stage"
+            )
+        folder = find_export(init)
+        device = ranks.device
+        self.autoencoder = load_autoencoder(folder)
+        self.codec = load_autoencoder(folder).to(device).eval().requires_grad_(False)
+        if device.type == "cuda":
+            self.codec = self.codec.half()
+        self.model_config, self.model = build_transformer(folder, config.model, self.autoencoder.config)
+        self.model.to(device)
+        load_transformer_weights(folder, self.model)
+        self.module: nn.Module = self.model
+        if config.run.compile and device.type == "cuda" and hasattr(self.model, "compile_blocks"):
+            self.model.compile_blocks()
+        size = self.autoencoder.config
+        self.renderer = EpisodeRenderer(size.height, size.width, device)
+        self.frames_per_step = config.data.batch * config.data.frames * ranks.size
+        self.precision = autocast_of(config, device)
+
+    def open(self, data: dict[str, Any]) -> None:
+        """Start the data workers; `data` is the position of a resumed run."""
+        exact = self.config.data.workers == 0
+        size = (self.autoencoder.config.height, self.autoencoder.config.width)
+        self.stream = open_stream(self.config, self.ranks, size, first=0 if exact else data.get("job", 0))
+        settings = self.config.data
+        self.pool = LatentPool(
+            self.stream,
+            self.renderer,
+            self.codec.encode,
+            settings.pool_episodes,
+            settings.episode_frames,
+            self.autoencoder.config.latent_shape,
+        )
+        if exact:
+            self.pool.replay(data.get("added", 0), data.get("allowance", 0.0))
+
+    def fill(self) -> None:
+        """Wait for the first trajectories."""
+        self.pool.fill(self.config.data.min_fill)
+
+    def position(self) -> dict[str, Any]:
+        """Position in the data."""
+        return {"job": self.stream.next_job, "added": self.pool.added, "allowance": self.pool.allowance}
+
+    def next_batch(self, rng: np.random.Generator) -> ClipBatch:
+        """Clips of one step."""
+        data = self.config.data
+        with self.profile.section("sample"):
+            return self.pool.sample(data.batch, data.frames, data.splice, data.frame_offset, rng)
+
+    def loss(self, batch: ClipBatch, rng: np.random.Generator) -> Tensor:
+        """Flow loss of one batch; in some batches the later context is the model's own."""
+        objective = self.config.objective
+        context = None
+        if rng.random() < objective.self_context:
+            with self.profile.section("self_context"), self.precision():
+                predicted = one_step_prediction(self.model, batch, objective.attention)
+            context = own_context(batch.latents, predicted)
+        inputs = sample_inputs(batch.latents, objective, context)
+        with self.precision():
+            velocity = run_model(self.model, batch, inputs, objective.attention)
+        return flow_loss(velocity, inputs, objective.weight)
+
+    def after_step(self) -> None:
+        """Render and encode new trajectories in proportion to the frames trained."""
+        data = self.config.data
+        with self.profile.section("render+encode"):
+            self.pool.refresh(data.refresh_ratio * data.batch * data.frames)
+
+    def evaluate(self, rng: np.random.Generator) -> dict[str, float]:
+        """Score the next frame, predicted in one step from the true past, on spliced clips of held-out worlds.
+
+        Returns:
+            val_loss (fixed noise), psnr_db over the later half, bound_db (the autoencoder), copy_db (the previous
+            frame), and exact_db / near_db over frames that only memory beyond the last 8 frames can know.
+        """
+        data, device = self.config.data, self.ranks.device
+        fixed = np.random.default_rng(7)
+        losses, rows = [], []
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(7)
+            for truth, batch in self._validation_batches(fixed):
+                inputs = sample_inputs(batch.latents, self.config.objective)
+                with self.precision():
+                    velocity = run_model(self.model, batch, inputs, self.config.objective.attention).detach()
+                    predicted = one_step_prediction(self.model, batch, self.config.objective.attention)
+                losses.append(float(flow_loss(velocity, inputs, self.config.objective.weight)))
+                for row, frames in enumerate(truth):
+                    frames = frames.to(device)
+                    kinds = revisit_kinds(batch.poses[row])[data.frames // 2 :]
+                    late = slice(data.frames // 2, None)
+                    guess = psnr_per_frame(self.codec.decode(predicted[row, late]), frames[late])
+                    bound = psnr_per_frame(self.codec.decode(batch.latents[row, late]), frames[late])
+                    copy = psnr_per_frame(frames[data.frames // 2 - 1 : -1], frames[late])
+                    rows.append(np.stack([*(s.cpu().numpy() for s in (guess, bound, copy)), kinds], 1))
+        if not rows:
+            return {}
+        table = np.concatenate(rows)
+        result = {"val_loss": float(np.mean(losses))}
+        result |= dict(zip(("psnr_db", "bound_db", "copy_db"), map(float, table[:, :3].mean(0)), strict=True))
+        for name, kind in (("near", 1), ("exact", 2)):
+            chosen = table[table[:, 3] == kind]
+            result[f"{name}_frames"] = float(len(chosen))
+            if len(chosen):
+                result[f"{name}_db"], result[f"{name}_bound_db"] = (
+                    float(chosen[:, 0].mean()),
+                    float(chosen[:, 1].mean()),
+                )
+        return result
+
+    def _validation_batches(self, rng: np.random.Generator) -> Any:
+        """Yield (uint8 frames [T, H, W, 3] of each clip, full batch); short batches repeat their last clip."""
+        data = self.config.data
+        clips = []
+        for episode in self.stream.urgent_results():
+            frames = self.renderer.frames(episode)
+            for i in range(len(frames)):
+                poses = episode.poses[i]
+                index = sample_clip(revisit_table(poses), len(poses), data.frames, 1.0, rng)
+                clips.append(
+                    (
+                        frames[i][torch.from_numpy(index).to(frames.device)],
+                        episode.actions[i][index],
+                        poses[index],
+                        index,
+                    )
+                )
+        for start in range(0, len(clips), data.batch):
+            group = clips[start : start + data.batch]
+            full = [*group, *[group[-1]] * (data.batch - len(group))]
+            latents = torch.stack([self.codec.encode(clip[0]) for clip in full])
+            batch = make_batch(latents, *(np.stack([clip[k] for clip in full]) for k in (1, 2, 3)))
+            yield [clip[0] for clip in group], batch
+
+    def export(self, folder: Path) -> None:
+        """Write config, transformer (weights in place) and autoencoder."""
+        save_dynamics(folder, self.model_config, self.model, self.autoencoder)
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self.stream.close()

@@ -1,0 +1,145 @@
+"""Building models from settings and exports, and writing exports (`WorldModel.from_pretrained` reads them)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from decmem_env.model.autoencoder import AutoencoderConfig, TinyAutoencoder
+from torch import Tensor, nn
+
+from .config import ConfigError
+from .files import StateError, copy_into, read_tensors, replacing_folder, write_tensors, write_text
+
+AUTOENCODER = "autoencoder.safetensors"
+TRANSFORMER = "transformer.safetensors"
+CONFIG = "config.json"
+
+
+def find_export(path: str | Path) -> Path:
+    """The folder that holds the weights: the path itself or its `export/`.
+
+    Raises:
+        StateError: Neither holds an autoencoder.
+    """
+    root = Path(path)
+    for folder in (root / "export", root):
+        if (folder / AUTOENCODER).is_file():
+            return folder
+    what = "has no exported weights (did its stage finish?)" if root.is_dir() else "does not exist"
+    raise StateError(
+        f"--init {root}: {what}: expected {AUTOENCODER} in it or in its export/; train `autoencoder` first"
+    )
+
+
+def _halved(tensors: dict[str, Tensor], exact: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """fp16 copies of the float tensors, but for names that start with one of `exact`."""
+    return {n: t.half() if t.is_floating_point() and not n.startswith(exact) else t for n, t in tensors.items()}
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as file:
+        return file.metadata() or {}
+
+
+def load_autoencoder(folder: Path) -> TinyAutoencoder:
+    """Load the exported autoencoder in fp32; its sizes are in the file's metadata under `config`."""
+    path = folder / AUTOENCODER
+    tensors = read_tensors(path)
+    text = _metadata(path).get("config")
+    if text is None:
+        raise StateError(f"{path} carries no sizes (metadata `config`): it was not written by `decmem train`")
+    model = TinyAutoencoder(AutoencoderConfig.from_json(text))
+    copy_into(model, tensors, str(path))
+    return model
+
+
+def _write_autoencoder(folder: Path, model: TinyAutoencoder) -> None:
+    # The statistics stay in 32 bit: they are few, and everything downstream hangs on them.
+    write_tensors(
+        folder / AUTOENCODER, _halved(model.state_dict(), ("latent_norm.",)), {"config": model.config.to_json()}
+    )
+
+
+def save_autoencoder(folder: Path, model: TinyAutoencoder) -> None:
+    """Write an export that holds an autoencoder only."""
+    with replacing_folder(folder) as fresh:
+        _write_autoencoder(fresh, model)
+
+
+def save_dynamics(folder: Path, config: Any, model: nn.Module, autoencoder: TinyAutoencoder) -> None:
+    """Write a full export: config, transformer, autoencoder."""
+    with replacing_folder(folder) as fresh:
+        write_text(fresh / CONFIG, config.to_json())
+        write_tensors(fresh / TRANSFORMER, _halved(plain_names(model.state_dict())))
+        _write_autoencoder(fresh, autoencoder)
+
+
+def plain_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the prefix that torch.compile puts before names."""
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+
+
+def build_transformer(folder: Path, changes: dict[str, Any], autoencoder: AutoencoderConfig) -> tuple[Any, nn.Module]:
+    """Build the transformer: the init's config if it has one, else a preset; then the changes.
+
+    Args:
+        folder: Export to start from.
+        changes: The `model` section: `preset` and single fields.
+        autoencoder: Must match in latent shape.
+
+    Returns:
+        (ModelConfig, WorldTransformer with fresh weights).
+
+    Raises:
+        ConfigError: Unknown preset or field, or the latent shapes differ.
+    """
+    from decmem_env.model.config import ModelConfig
+    from decmem_env.model.transformer import WorldTransformer
+
+    fields = dict(changes)
+    preset = fields.pop("preset", "tiny")
+    if (folder / CONFIG).is_file():
+        config = ModelConfig.from_json((folder / CONFIG).read_text())
+    else:
+        config = _preset(preset)
+    known = {f.name for f in dataclasses.fields(config)}
+    if unknown := sorted(set(fields) - known):
+        raise ConfigError(f"unknown setting model.{unknown[0]}: the model has {', '.join(sorted(known))}")
+    if "autoencoder" in known:
+        fields["autoencoder"] = autoencoder
+    try:
+        config = dataclasses.replace(config, **fields)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model settings {fields}: {error}") from None
+    return config, WorldTransformer(config)
+
+
+def _preset(name: str) -> Any:
+    from decmem_env.model import config as module
+
+    maker = getattr(module.ModelConfig, name, None) or getattr(module, name, None)
+    if maker is None or not callable(maker):
+        raise ConfigError(f"model.preset={name!r} is unknown: use tiny or debug")
+    return maker()
+
+
+def load_transformer_weights(folder: Path, model: nn.Module) -> bool:
+    """Load the export's transformer, if it has one.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        StateError: Names or shapes differ.
+    """
+    path = folder / TRANSFORMER
+    if not path.is_file():
+        return False
+    with torch.no_grad():
+        copy_into(model, read_tensors(path), str(path))
+    return True

@@ -1,0 +1,140 @@
+"""The dynamics objective: rectified flow under teacher forcing, with a slightly noised context.
+
+Flow time 0 is clean, 1 is noise: z_t = (1 - t) z_0 + t eps, velocity eps - z_0 (DecMem section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import ObjectiveConfig
+from .data.latents import ClipBatch
+
+
+@dataclass
+class FlowInputs:
+    """What one teacher-forced pass sees.
+
+    Attributes:
+        context: [B, T, C, h, w] clean half, partly noised.
+        context_time: [B, T] its flow times, which the model is told.
+        noisy: [B, T, C, h, w] noisy half.
+        time: [B, T] its flow times.
+        target: [B, T, C, h, w] velocity.
+        action_mask: bool [B, T], False where the action is dropped from the noisy half.
+    """
+
+    context: Tensor
+    context_time: Tensor
+    noisy: Tensor
+    time: Tensor
+    target: Tensor
+    action_mask: Tensor
+
+
+def mix(latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """Noise latents [B, T, C, h, w] to flow times [B, T]."""
+    t = time[..., None, None, None]
+    return (1.0 - t) * latents + t * noise
+
+
+def sample_times(shape: tuple[int, ...], config: ObjectiveConfig, device: torch.device) -> Tensor:
+    """Flow times of the noisy half: 1 with probability `pure_noise`, else 1 - sigmoid(N(mean, std))."""
+    clean_share = torch.sigmoid(config.time_mean + config.time_std * torch.randn(shape, device=device))
+    pure = torch.rand(shape, device=device) < config.pure_noise
+    return torch.where(pure, torch.ones_like(clean_share), 1.0 - clean_share)
+
+
+def noise_context(latents: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """Noise a share of the context frames by a random small amount.
+
+    Returns:
+        (context [B, T, C, h, w], its flow times [B, T]).
+    """
+    shape, device = latents.shape[:2], latents.device
+    chosen = torch.rand(shape, device=device) < config.context_noise_share
+    time = torch.rand(shape, device=device) * config.context_noise * chosen
+    return mix(latents, torch.randn_like(latents), time), time
+
+
+def sample_inputs(latents: Tensor, config: ObjectiveConfig, context: Tensor | None = None) -> FlowInputs:
+    """Draw noise and times for a batch.
+
+    Args:
+        latents: [B, T, C, h, w], clean: the target.
+        config: Distributions.
+        context: Context before noising if it differs from `latents`.
+    """
+    time = sample_times(tuple(latents.shape[:2]), config, latents.device)
+    noise = torch.randn_like(latents)
+    noised, context_time = noise_context(latents if context is None else context, config)
+    keep = torch.rand(latents.shape[:2], device=latents.device) >= config.action_dropout
+    return FlowInputs(noised, context_time, mix(latents, noise, time), time, noise - latents, keep)
+
+
+def run_model(model: nn.Module | Any, batch: ClipBatch, inputs: FlowInputs, attention: str) -> Tensor:
+    """One teacher-forced pass; velocity [B, T, C, h, w]."""
+    return model.teacher_forcing(
+        inputs.context,
+        inputs.noisy,
+        inputs.context_time,
+        inputs.time,
+        batch.actions,
+        batch.projective,
+        batch.projective_inverse,
+        batch.frame_index,
+        action_mask=inputs.action_mask,
+        attention=attention,
+    )
+
+
+def flow_loss(velocity: Tensor, inputs: FlowInputs, weight: str) -> Tensor:
+    """Mean squared velocity error, optionally weighted by t^2 (then it is the error of the clean latent).
+
+    The x0 weighting is divided by its mean over the batch, so that both kinds have the same scale.
+    """
+    error = (velocity.float() - inputs.target).square().mean((2, 3, 4))
+    if weight == "x0":
+        scale = inputs.time.square()
+        return (error * scale).mean() / scale.mean()
+    return error.mean()
+
+
+def one_step_prediction(model: nn.Module | Any, batch: ClipBatch, attention: str) -> Tensor:
+    """Every frame predicted in one step from pure noise and its true past, fp32 [B, T, C, h, w], detached.
+
+    The pass runs with gradients recorded and dropped at once, so that it shares the compiled graph of the training
+    pass instead of compiling a second one.
+    """
+    latents = batch.latents
+    shape, device = latents.shape[:2], latents.device
+    noise = torch.randn_like(latents)
+    inputs = FlowInputs(
+        latents,
+        torch.zeros(shape, device=device),
+        noise,
+        torch.ones(shape, device=device),
+        noise,
+        torch.ones(shape, dtype=torch.bool, device=device),
+    )
+    return noise - run_model(model, batch, inputs, attention).detach().float()
+
+
+def own_context(latents: Tensor, predicted: Tensor) -> Tensor:
+    """Replace a random later part of each clip's context by predictions.
+
+    Args:
+        latents: [B, T, C, h, w], true.
+        predicted: The same shape.
+
+    Returns:
+        [B, T, C, h, w]: true up to a random frame of each row (at least the first quarter), predicted from there.
+    """
+    frames = latents.shape[1]
+    cut = torch.randint(max(1, frames // 4), frames, (latents.shape[0], 1), device=latents.device)
+    replaced = torch.arange(frames, device=latents.device)[None] >= cut
+    return torch.where(replaced[..., None, None, None], predicted, latents)
