@@ -75,18 +75,33 @@ def run(options: argparse.Namespace) -> int:
 
     from ..report import write_html
     from ..results import write_json
-    from ..revisit import cells, evaluate, long_run_records, records, standard_contenders, text_table
-    from ..revisit.scripts import build_long_runs, build_scripts
-    from ..revisit.worlds import WorldSet
+    from ..revisit import (
+        cells,
+        evaluate,
+        frames_to_generate,
+        long_run_records,
+        records,
+        standard_contenders,
+        text_table,
+    )
+    from ..revisit.worlds import build_course
+    from ..worlds import Renderer
 
     begun = time.monotonic()
     seeds = list(options.worlds)[: options.limit_worlds]
-    with Bar(len(seeds), "building worlds", "world") as bar:
-        worlds = WorldSet(seeds, progress=bar.add)
-    scripts = build_long_runs(worlds) if options.long_run else build_scripts(worlds, kinds, options.gap)
+    with Bar(len(seeds), "building worlds and walks", "world") as bar:
+        course = build_course(seeds, kinds, options.gap, long_run=options.long_run, progress=bar.add)
+    if not course.scripts:
+        raise CommandError(
+            f"no walk in these worlds returns after {options.gap} frames: choose other --worlds or --gap"
+        )
+    if course.missing:
+        pairs = len(course.missing) + len(course.scripts)
+        say(f"no walk found for {len(course.missing)} of {pairs} (world, kind) pairs")
+    scripts = course.scripts
     contenders = standard_contenders(model, modes, forgetful, floors=not options.no_floors)
-    renderer = worlds.renderer(model.config.height, model.config.width, device)
-    frames = len(contenders) * options.seeds * sum(script.generated for script in scripts)
+    renderer = Renderer(height=model.config.height, width=model.config.width, device=device)
+    frames = frames_to_generate(scripts, contenders, options.seeds)
     say(
         f"{len(scripts)} scripts in {len(seeds)} worlds, {options.seeds} noise seeds, {len(contenders)} rows:"
         f" {frames} frames to generate on {device}"
@@ -102,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
 
         outcome = evaluate(
             scripts,
-            worlds.blocks,
+            course.blocks,
             renderer,
             contenders,
             gap=options.gap,

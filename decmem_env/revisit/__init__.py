@@ -1,6 +1,6 @@
 """Scripted revisit test: does the world stay the same when the player comes back? (definitions: measures.md)."""
 
-from .evaluate import Contender, Outcome, evaluate, standard_contenders
+from .evaluate import Contender, Outcome, evaluate, frames_to_generate, standard_contenders
 from .long_run import long_run_records
 from .matches import Matches, match_poses
 from .scripts import KINDS, Script
@@ -16,6 +16,7 @@ __all__ = [
     "Script",
     "cells",
     "evaluate",
+    "frames_to_generate",
     "long_run_records",
     "match_poses",
     "records",

@@ -11,6 +11,7 @@ import torch
 from .matches import Matches
 from .scripts import Script
 
+SKY_DEPTH = 500.0  # blocks; the renderer gives sky a depth beyond everything it draws
 _RENDER_CHUNK = 2048  # frames rendered, encoded or decoded at a time on a GPU
 _RENDER_CHUNK_CPU = 64
 
@@ -45,7 +46,7 @@ class Truth:
             part = slice(start, start + self._chunk)
             made = renderer.render(stacked, world[part], flat[part], depth=True)
             rgb.append(torch.as_tensor(made.rgb))
-            depth.append(torch.as_tensor(made.depth))
+            depth.append(torch.as_tensor(made.depth).masked_fill(made.depth >= SKY_DEPTH, torch.inf))
         self.rgb = torch.cat(rgb).unflatten(0, (count, length))
         self.depth = torch.cat(depth).unflatten(0, (count, length))
         self.context = scripts[0].context

@@ -1,36 +1,90 @@
-"""The voxel worlds of a test: built once, shared by all scripts."""
+"""The voxel worlds of a test and the scripts in them, built on all cores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from .scripts import Script, build_long_run, build_world_scripts
+
+_FEW = 12  # worlds that are built faster here than in processes that must start first
 
 
-class WorldSet:
-    """Worlds by seed.
+@dataclass(frozen=True, eq=False)
+class Course:
+    """Worlds and what is walked in them.
 
     Attributes:
-        seeds: In the order given.
-        worlds: `worlds.World` by seed.
-        blocks: uint8 [X, Z, Y] by seed.
+        blocks: uint8 [X, Z, Y] by world seed.
+        scripts: In the order of kinds, then worlds (equal lengths together).
+        missing: (world seed, kind) for which no draw returned in time.
     """
 
-    def __init__(self, seeds: Sequence[int], progress: Callable[[int], None] | None = None) -> None:
-        """Generate; `progress` is called once a world."""
-        from ..worlds import generate_world
+    blocks: dict[int, torch.Tensor]
+    scripts: list[Script]
+    missing: list[tuple[int, str]]
 
-        self.seeds = list(seeds)
-        self.worlds: dict[int, Any] = {}
-        for seed in self.seeds:
-            self.worlds[seed] = generate_world(seed)
-            if progress is not None:
-                progress(1)
-        self.blocks = {seed: torch.as_tensor(world.blocks) for seed, world in self.worlds.items()}
 
-    def renderer(self, height: int, width: int, device: str) -> Any:
-        """A renderer of these worlds at a frame size."""
-        from ..worlds import Renderer
+def build_course(
+    seeds: Sequence[int],
+    kinds: Sequence[str],
+    gap: int,
+    *,
+    long_run: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Course:
+    """Build every world and its scripts; the result depends on the arguments alone.
 
-        return Renderer(height=height, width=width, device=device)
+    Args:
+        seeds: World seeds.
+        kinds: Of `scripts.KINDS`; ignored for a long run.
+        gap: Frames away; ignored for a long run.
+        long_run: Build the long loop instead.
+        progress: Called once a world.
+
+    Returns:
+        The course.
+    """
+    build = partial(_build, kinds=tuple(kinds), gap=gap, long_run=long_run)
+    blocks: dict[int, torch.Tensor] = {}
+    scripts: list[Script] = []
+    missing: list[tuple[int, str]] = []
+    wanted = ("long_run",) if long_run else tuple(kinds)
+    for seed, (found, walked) in zip(seeds, _spread(build, seeds), strict=True):
+        blocks[seed] = torch.from_numpy(found)
+        scripts += walked
+        missing += [(seed, kind) for kind in wanted if kind not in {script.kind for script in walked}]
+        if progress is not None:
+            progress(1)
+    scripts.sort(key=lambda script: wanted.index(script.kind))  # stable: worlds stay in order
+    return Course(blocks, scripts, missing)
+
+
+def _build(seed: int, kinds: tuple[str, ...], gap: int, long_run: bool) -> tuple[NDArray[np.uint8], list[Script]]:
+    from ..worlds import generate_world
+
+    world = generate_world(seed)
+    if long_run:
+        script = build_long_run(world)
+        return world.blocks, [] if script is None else [script]
+    return world.blocks, build_world_scripts(world, kinds, gap)
+
+
+def _spread(
+    build: Callable[[int], tuple[NDArray[np.uint8], list[Script]]], seeds: Sequence[int]
+) -> Iterator[tuple[NDArray[np.uint8], list[Script]]]:
+    workers = min(os.cpu_count() or 1, len(seeds) // 2, 16)
+    if workers < 4 or len(seeds) <= _FEW:
+        yield from map(build, seeds)
+        return
+    # Fresh processes: a fork would inherit CUDA and thread pools.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(build, seeds, chunksize=2)
