@@ -16,7 +16,7 @@ from . import metrics
 from .pictures import difference, sheet, side_by_side, write_png, write_video
 from .results import write_json
 from .revisit.matches import CLASS_NAMES, Matches, match_poses
-from .rollout import roll_out
+from .rollout import decoded_truth, frame_size, roll_out
 from .scene import Footage, Scene
 
 WARM_UP = 20  # frames left out of the speed
@@ -51,9 +51,8 @@ def run_demo(model: Any, seed: int, *, steps: int | None = None, tell: Tell, tic
     Returns:
         All frames and timings.
     """
-    height, width = model.config.height, model.config.width
     tell(f"building world {seed} and choosing a walk that comes back")
-    scene = Scene(seed, height, width)
+    scene = Scene(seed, *frame_size(model))
     actions, poses, context = scene.return_trip()
     truth = scene.film(actions, poses)
     matches = match_poses(poses, context)
@@ -78,9 +77,7 @@ def run_demo(model: Any, seed: int, *, steps: int | None = None, tell: Tell, tic
         frames = roll_out(model, [session], actions[None, ahead], poses[None, ahead], progress=tick)
         dreams[memory] = frames[0].numpy()
         session.close()
-    with torch.no_grad():
-        latents = model.autoencoder.encode(torch.from_numpy(truth.frames[ahead]).to(model.device))
-        decoded = torch.as_tensor(model.autoencoder.decode(latents)).cpu().numpy()
+    decoded = decoded_truth(model, torch.from_numpy(truth.frames[ahead]), 32).numpy()
     return Demo(truth, context, matches, dreams["memory"], dreams["off"], decoded, np.diff(clock))
 
 

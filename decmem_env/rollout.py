@@ -61,3 +61,27 @@ def roll_out(
 def frames_per_step(model: Any) -> int:
     """Frames of one model chunk."""
     return int(getattr(model, "frames_per_step", 1))
+
+
+def frame_size(model: Any) -> tuple[int, int]:
+    """Height and width of a model's frames in pixels."""
+    return int(model.config.height), int(model.config.frame_width)
+
+
+def decoded_truth(model: Any, frames: torch.Tensor, chunk: int = 256) -> torch.Tensor:
+    """What the model's autoencoder makes of true frames: the bound of every score.
+
+    Args:
+        model: A `WorldModel`.
+        frames: uint8 [N, H, W, 3].
+        chunk: Frames at a time.
+
+    Returns:
+        uint8 [N, H, W, 3] on the frames' device.
+    """
+    autoencoder = model.autoencoder
+    parts = []
+    for part in frames.split(chunk):
+        latents = autoencoder.encode(part.to(model.device))
+        parts.append(torch.as_tensor(autoencoder.decode(latents)).to(frames.device))
+    return torch.cat(parts)

@@ -85,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
         text_table,
     )
     from ..revisit.worlds import build_course
+    from ..rollout import frame_size
     from ..worlds import Renderer
 
     begun = time.monotonic()
@@ -100,7 +101,8 @@ def run(options: argparse.Namespace) -> int:
         say(f"no walk found for {len(course.missing)} of {pairs} (world, kind) pairs")
     scripts = course.scripts
     contenders = standard_contenders(model, modes, forgetful, floors=not options.no_floors)
-    renderer = Renderer(height=model.config.height, width=model.config.width, device=device)
+    height, width = frame_size(model)
+    renderer = Renderer(height=height, width=width, device=device)
     frames = frames_to_generate(scripts, contenders, options.seeds)
     say(
         f"{len(scripts)} scripts in {len(seeds)} worlds, {options.seeds} noise seeds, {len(contenders)} rows:"

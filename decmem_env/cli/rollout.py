@@ -60,9 +60,9 @@ def run(options: argparse.Namespace) -> int:
     device = resolve_device(options.device)
     model = load_model(options.checkpoint, device)
     from ..beginnings import from_clip, from_image, from_world
-    from ..rollout import roll_out
+    from ..rollout import frame_size, roll_out
 
-    height, width = model.config.height, model.config.width
+    height, width = frame_size(model)
     if options.clip is not None:
         begin = from_clip(options.clip, actions, height, width)
     elif options.image is not None:

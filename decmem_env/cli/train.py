@@ -15,6 +15,6 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run a training stage."""
-    from ..trainers.cli import main
+    from ..trainers.__main__ import main
 
     return int(main(list(arguments)) or 0)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..rollout import decoded_truth
 from .matches import Matches
 from .scripts import Script
 
@@ -41,9 +42,9 @@ class Truth:
         world = np.repeat([seeds.index(script.world) for script in scripts], length).astype(np.int64)
         flat = poses.reshape(-1, 5)
         rgb, depth = [], []
-        self._chunk = _RENDER_CHUNK if device.type == "cuda" else _RENDER_CHUNK_CPU
-        for start in range(0, len(flat), self._chunk):
-            part = slice(start, start + self._chunk)
+        chunk = _RENDER_CHUNK if device.type == "cuda" else _RENDER_CHUNK_CPU
+        for start in range(0, len(flat), chunk):
+            part = slice(start, start + chunk)
             made = renderer.render(stacked, world[part], flat[part], depth=True)
             rgb.append(torch.as_tensor(made.rgb))
             depth.append(torch.as_tensor(made.depth).masked_fill(made.depth >= SKY_DEPTH, torch.inf))
@@ -54,13 +55,8 @@ class Truth:
     def decoded(self, model: Any) -> torch.Tensor:
         """The generated part as the model's autoencoder shows it, uint8 [n, T - context, H, W, 3]."""
         target = self.rgb[:, self.context :]
-        flat = target.flatten(0, 1)
-        parts = []
-        with torch.no_grad():
-            for chunk in flat.split(min(self._chunk, 256)):
-                autoencoder = model.autoencoder
-                parts.append(torch.as_tensor(autoencoder.decode(autoencoder.encode(chunk))).to(flat.device))
-        return torch.cat(parts).unflatten(0, target.shape[:2])
+        chunk = 256 if self.rgb.is_cuda else 32
+        return decoded_truth(model, target.flatten(0, 1), chunk).unflatten(0, target.shape[:2])
 
     def copied(self, matches: Sequence[Matches]) -> torch.Tensor:
         """The context frame with the nearest pose for every generated frame, uint8 [n, T - context, H, W, 3]."""

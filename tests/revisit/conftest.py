@@ -62,7 +62,7 @@ class FakeModel:
     """`oracle` answers with the truth, `frozen` repeats the last context frame, `noise` answers with noise."""
 
     def __init__(self, kind):
-        self.kind, self.autoencoder = kind, FakeAutoencoder()
+        self.kind, self.autoencoder, self.device = kind, FakeAutoencoder(), "cpu"
 
     def start(self, seed=0, memory="memory", steps=None):
         return FakeSession(self, seed, memory)
