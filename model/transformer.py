@@ -1,0 +1,295 @@
+"""The diffusion transformer: Wan-style blocks whose self-attention is DecMem's decoupled memory.
+
+Block: modulated LayerNorm -> decoupled attention -> gated residual; modulated LayerNorm -> FFN -> gated residual. The six
+modulation vectors are a projection of the flow time shared by all blocks plus a table per block; q and k pass an RMS norm
+over all heads together; actions are embedded and added to the tokens before the first block (DecMem section 3).
+
+Shapes: B batch, T latent frames, F frames in a pass, N tokens of a frame, W width, H heads, D head channels, C latent channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.block_sparse_attention import block_sparse_attention
+from .attention import (
+    BlockLists,
+    FrameLists,
+    dense_lists,
+    frame_attention,
+    history_limit,
+    retrieve,
+    union_lists,
+    window_lists,
+)
+from .config import ModelConfig
+from .position import Positions, positions, spatial_angles, token_order, transform
+
+TIME_CHANNELS = 256
+Attend = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
+
+class Sequence(NamedTuple):
+    """What teacher-forced attention needs beside q, k and v.
+
+    Attributes:
+        window: Lists of the local memory (or of dense attention).
+        limit: Blocks each query block may retrieve.
+    """
+
+    window: FrameLists
+    limit: Tensor
+
+
+def time_features(time: Tensor) -> Tensor:
+    """Sinusoid of flow times [...] in [0, 1], fp32 [..., 256]; Wan's form on t * 1000, cosine half first."""
+    half = TIME_CHANNELS // 2
+    frequency = torch.exp(-math.log(10000.0) * torch.arange(half, device=time.device, dtype=torch.float64) / half)
+    angle = time[..., None].double() * 1000.0 * frequency
+    return torch.cat([angle.cos(), angle.sin()], -1).float()
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, in fp32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [..., width]; the dtype stays."""
+        full = x.float()
+        return (full * torch.rsqrt(full.square().mean(-1, keepdim=True) + 1e-6) * self.weight).to(x.dtype)
+
+
+class DecoupledMemoryAttention(nn.Module):
+    """Shared q, k, v; the branches are attended by the caller's lists; per-channel sigmoid gate (DecMem 4.3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        inner = config.heads * config.head_dim
+        self.qkv = nn.Linear(config.width, 3 * inner)
+        self.norm_q, self.norm_k = RMSNorm(inner), RMSNorm(inner)
+        self.out = nn.Linear(inner, config.width)
+        self.gate = nn.Linear(config.width, inner) if config.fusion == "gated" else None
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)
+            nn.init.constant_(self.gate.bias, math.log(config.gate_init / (1.0 - config.gate_init)))
+
+    def project(self, x: Tensor, where: Positions) -> tuple[Tensor, Tensor, Tensor]:
+        """Position-encoded q, k, v, each [B, H, F * N, D], from normed tokens [B, F, N, W]."""
+        cfg = self.config
+        q, k, v = self.qkv(x).chunk(3, -1)
+        shape = (*x.shape[:3], cfg.heads, cfg.head_dim)
+        q = transform(self.norm_q(q).view(shape), "query", where, cfg)
+        k = transform(self.norm_k(k).view(shape), "key", where, cfg)
+        v = transform(v.reshape(shape), "value", where, cfg)
+        return tuple(t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # type: ignore[return-value]
+
+    def merge(self, x: Tensor, local: Tensor, retrieved: Tensor | None, where: Positions) -> Tensor:
+        """`ALM' + gate * SGM'` after the output transform of each branch, projected back to [B, F, N, W].
+
+        Args:
+            x: Normed tokens [B, F, N, W], which open the gate.
+            local: ALM (or one-softmax) output [B, H, F * N, D].
+            retrieved: SGM output, or None where there is no second branch.
+            where: Positions of the F frames.
+        """
+        shape = x.shape[:3]
+        result = transform(local.transpose(1, 2).unflatten(1, shape[1:]), "output", where, self.config).flatten(-2)
+        if retrieved is not None and self.gate is not None:
+            memory = transform(retrieved.transpose(1, 2).unflatten(1, shape[1:]), "output", where, self.config)
+            result = result + torch.sigmoid(self.gate(x)) * memory.flatten(-2)
+        return self.out(result)
+
+
+class Block(nn.Module):
+    """One transformer block."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.modulation = nn.Parameter(torch.randn(6, config.width) / config.width**0.5)
+        self.attention = DecoupledMemoryAttention(config)
+        self.ffn = nn.Sequential(
+            nn.Linear(config.width, config.ffn_width), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_width, config.width)
+        )
+
+    def modulate(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """LayerNorm without parameters, then scale and shift per frame: x [B, F, N, W], vectors [B, F, 1, W]."""
+        return F.layer_norm(x, (x.shape[-1],), eps=1e-6) * (1.0 + scale) + shift
+
+    def vectors(self, time: Tensor) -> tuple[Tensor, ...]:
+        """The six modulation vectors [B, F, 1, W] from the shared projection [B, F, 6, W]."""
+        return (self.modulation + time)[:, :, :, None].unbind(2)
+
+    def forward(
+        self, x: Tensor, time: Tensor, where: Positions, sequence: Sequence, dense: bool, lists: BlockLists | None
+    ) -> tuple[Tensor, BlockLists | None]:
+        """Teacher-forced pass over [clean | noisy].
+
+        Args:
+            x: [B, 2T, N, W].
+            time: Shared time projection [B, 2T, 6, W].
+            where: Positions of the 2T frames.
+            sequence: Lists.
+            dense: One softmax over whole frames instead of the memory.
+            lists: Retrieved blocks to use instead of the top k.
+
+        Returns:
+            New tokens and the lists that were retrieved (None when dense).
+        """
+        cfg = self.config
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors(time)
+        normed = self.modulate(x, shift1, scale1)
+        q, k, v = self.attention.project(normed, where)
+        retrieved = None
+        if dense:
+            local = frame_attention(q, k, v, sequence.window, cfg.tokens)
+        else:
+            half = k.shape[2] // 2
+            if lists is None:
+                lists = retrieve(q, k[:, :, :half], sequence.limit, cfg)
+            size = cfg.block_tokens
+            if cfg.fusion == "gated":
+                local = frame_attention(q, k, v, sequence.window, cfg.tokens)
+                retrieved = block_sparse_attention(
+                    q, k[:, :, :half], v[:, :, :half], lists.lists, lists.counts, q_block=size, kv_block=size
+                )
+            else:
+                both = union_lists(lists, sequence.window, cfg.blocks_per_frame)
+                local = block_sparse_attention(q, k, v, both.lists, both.counts, q_block=size, kv_block=size)
+        x = x + gate1 * self.attention.merge(normed, local, retrieved, where)
+        x = x + gate2 * self.ffn(self.modulate(x, shift2, scale2))
+        return x, lists
+
+    def stream(self, x: Tensor, time: Tensor, where: Positions, attend: Attend, layer: int) -> Tensor:
+        """The same block on the F newest frames, with keys and values in a memory bank.
+
+        Args:
+            x: [B, F, N, W].
+            time: [B, F, 6, W].
+            where: Positions of the F frames.
+            attend: Stores k and v and returns the branches.
+            layer: Index of this block.
+        """
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors(time)
+        normed = self.modulate(x, shift1, scale1)
+        local, retrieved = attend(layer, *self.attention.project(normed, where))
+        x = x + gate1 * self.attention.merge(normed, local, retrieved, where)
+        return x + gate2 * self.ffn(self.modulate(x, shift2, scale2))
+
+
+class WorldTransformer(nn.Module):
+    """Velocity of latent frames given their past, their actions and their cameras."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch = nn.Linear(config.latent_channels, width)
+        self.action = nn.Sequential(nn.Linear(config.action_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head_modulation = nn.Parameter(torch.randn(2, width) / width**0.5)
+        self.head = nn.Linear(width, config.latent_channels)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        order = token_order(config)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("unorder", torch.argsort(order), persistent=False)
+        self.register_buffer("spatial", spatial_angles(config), persistent=False)
+        self._run: list[Any] | None = None
+
+    def compile_blocks(self) -> None:
+        """Compile every block's teacher-forced pass (CUDA training; shapes must stay the same)."""
+        self._run = [torch.compile(block, dynamic=False) for block in self.blocks]
+
+    def tokens(self, latents: Tensor, actions: Tensor, action_mask: Tensor) -> Tensor:
+        """Embed latents [B, F, C, h, w] with their actions [B, F, 25]: tokens [B, F, N, W], blocks contiguous.
+
+        A dropped action (mask False) adds exactly zero.
+        """
+        flat = latents.flatten(3).transpose(2, 3)[:, :, self.order]
+        embedded = self.action(actions) * action_mask[..., None]
+        return self.patch(flat) + embedded[:, :, None]
+
+    def time_vectors(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Flow times [B, F] to (head embedding [B, F, W], block projection [B, F, 6, W])."""
+        embedded = self.time(time_features(time))
+        return embedded, self.time_projection(embedded).unflatten(-1, (6, -1)).float()
+
+    def velocity(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """Head: tokens [B, F, N, W] to velocities [B, F, C, h, w]."""
+        shift, scale = (self.head_modulation + embedded[:, :, None].float()).unbind(2)
+        normed = F.layer_norm(x, (x.shape[-1],), eps=1e-6) * (1.0 + scale[:, :, None]) + shift[:, :, None]
+        out = self.head(normed)[:, :, self.unorder].transpose(2, 3)
+        return out.unflatten(-1, (self.config.latent_height, self.config.latent_width))
+
+    def where(self, projective: Tensor, projective_inverse: Tensor, frame_index: Tensor) -> Positions:
+        """Positions of F frames: matrices fp32 [B, F, 4, 4], indices int64 [B, F]."""
+        return positions(self.config, self.spatial, projective, projective_inverse, frame_index)
+
+    def teacher_forcing(
+        self,
+        clean: Tensor,
+        noisy: Tensor,
+        clean_time: Tensor,
+        noisy_time: Tensor,
+        actions: Tensor,
+        projective: Tensor,
+        projective_inverse: Tensor,
+        frame_index: Tensor,
+        *,
+        action_mask: Tensor,
+        attention: str = "memory",
+        lists: list[BlockLists] | None = None,
+        return_lists: bool = False,
+    ) -> Any:
+        """Predict the velocity of every noisy frame given the clean frames before it (DecMem section 3).
+
+        Args:
+            clean: [B, T, C, h, w], the history (possibly slightly noised).
+            noisy: [B, T, C, h, w], z_t of the same frames.
+            clean_time: [B, T], flow times of the history, 0 when clean.
+            noisy_time: [B, T].
+            actions: [B, T, 25]; actions[t] led to frame t.
+            projective: P~, fp32 [B, T, 4, 4].
+            projective_inverse: fp32 [B, T, 4, 4].
+            frame_index: int64 [B, T].
+            action_mask: bool [B, T], False drops the action from the noisy half (the history keeps its own).
+            attention: `memory` (SGM and ALM) or `dense`.
+            lists: Retrieved blocks per layer, instead of the top k.
+            return_lists: Also return them.
+
+        Returns:
+            Velocity [B, T, C, h, w], and the lists per layer if asked for.
+        """
+        if attention not in ("memory", "dense"):
+            raise ValueError(f"attention is {attention!r}: expected memory or dense")
+        cfg, frames, device = self.config, clean.shape[1], clean.device
+        dense = attention == "dense"
+        keep = torch.cat([torch.ones_like(action_mask), action_mask], 1)
+        x = self.tokens(torch.cat([clean, noisy], 1), torch.cat([actions, actions], 1), keep).float()
+        embedded, time = self.time_vectors(torch.cat([clean_time, noisy_time], 1))
+        twice = [torch.cat([t, t], 1) for t in (projective.float(), projective_inverse.float(), frame_index)]
+        where = self.where(*twice)
+        skip = cfg.window if cfg.fusion == "union" else 0
+        sequence = Sequence(
+            dense_lists(frames, device) if dense else window_lists(frames, cfg.window, device),
+            history_limit(frames, cfg.blocks_per_frame, skip, device),
+        )
+        used: list[BlockLists | None] = []
+        for i, block in enumerate(self._run or self.blocks):
+            x, chosen = block(x, time, where, sequence, dense, lists[i] if lists is not None else None)
+            used.append(chosen)
+        velocity = self.velocity(x[:, frames:], embedded[:, frames:])
+        return (velocity, used) if return_lists else velocity
