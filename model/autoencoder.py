@@ -59,8 +59,8 @@ class AutoencoderConfig:
         return AutoencoderConfig()
 
     @staticmethod
-    def debug(height: int = 32, width: int = 80, latent_channels: int = 8) -> AutoencoderConfig:
-        """A few thousand parameters, for tests."""
+    def debug(height: int = 96, width: int = 160, latent_channels: int = 8) -> AutoencoderConfig:
+        """A few thousand parameters at the bundled frame size, for tests."""
         widths = (8, 8, 16, 16)
         return AutoencoderConfig(latent_channels, height, width, widths, (0, 1, 1, 1), widths, (1, 1, 1, 1))
 

@@ -39,7 +39,7 @@ class RunConfig:
     seed: int = 0
     minutes: float | None = None
     steps: int | None = None
-    reserve_seconds: float = 30.0
+    reserve_seconds: float = 20.0
     log_seconds: float = 10.0
     save_seconds: float = 120.0
     compile: bool = True

@@ -25,6 +25,8 @@ class Ranks:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         if device == "cuda" and self.size > 1:
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        if device == "cuda":
+            device = "cuda:0"
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)

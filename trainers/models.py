@@ -98,15 +98,18 @@ def build_transformer(folder: Path, changes: dict[str, Any], autoencoder: Autoen
     Raises:
         ConfigError: Unknown preset or field, or the latent shapes differ.
     """
-    from decmem_env.model.config import ModelConfig
+    from decmem_env.model.config import ModelConfig, preset
     from decmem_env.model.transformer import WorldTransformer
 
     fields = dict(changes)
-    preset = fields.pop("preset", "tiny")
+    name = fields.pop("preset", "tiny")
     if (folder / CONFIG).is_file():
         config = ModelConfig.from_json((folder / CONFIG).read_text())
     else:
-        config = _preset(preset)
+        try:
+            config = preset(name)
+        except ValueError as error:
+            raise ConfigError(f"model.preset: {error}") from None
     known = {f.name for f in dataclasses.fields(config)}
     if unknown := sorted(set(fields) - known):
         raise ConfigError(f"unknown setting model.{unknown[0]}: the model has {', '.join(sorted(known))}")
@@ -117,15 +120,6 @@ def build_transformer(folder: Path, changes: dict[str, Any], autoencoder: Autoen
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model settings {fields}: {error}") from None
     return config, WorldTransformer(config)
-
-
-def _preset(name: str) -> Any:
-    from decmem_env.model import config as module
-
-    maker = getattr(module.ModelConfig, name, None) or getattr(module, name, None)
-    if maker is None or not callable(maker):
-        raise ConfigError(f"model.preset={name!r} is unknown: use tiny or debug")
-    return maker()
 
 
 def load_transformer_weights(folder: Path, model: nn.Module) -> bool:

@@ -29,11 +29,10 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
         bf16 [N, R, C] with singular values of about 0.7 to 1.2.
     """
     a, b, c = _COEFFICIENTS
-    x = matrices.bfloat16()
+    x = (matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-12)).bfloat16()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

@@ -15,7 +15,7 @@ from .config import ConfigError, load_config
 from .distributed import Ranks
 from .dynamics import DynamicsTask
 from .profiling import Profile
-from .trainer import Trainer, prepare
+from .trainer import Trainer, finished_result, prepare
 
 
 def run_stage(
@@ -70,6 +70,9 @@ def run_stage(
         torch.manual_seed(config.run.seed)
         timer = Profile(ranks.device, profile)
         state = prepare(out, resume)
+        if state is not None and (done := finished_result(out, state)) is not None and not profile:
+            print(f"{out} is finished already (step {done['step']}): --fresh trains it anew", flush=True)
+            return done
         maker = AutoencoderTask if config.objective.task == "autoencoder" else DynamicsTask
         task = maker(config, ranks, init, timer)
         trainer = Trainer(config, task, ranks, out, started, max_minutes, timer)

@@ -17,7 +17,7 @@ from .config import TrainConfig
 from .curves import RunLog, draw_curves
 from .distributed import Ranks
 from .ema import Ema
-from .files import StateError, write_text
+from .files import StateError, read_json, write_text
 from .optim import Optimisers
 from .profiling import Profile
 from .schedule import learning_rate, progress_of
@@ -262,6 +262,15 @@ def _json(values: dict[str, Any]) -> str:
     return (
         json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}) + "\n"
     )
+
+
+def finished_result(out: Path, state: Path) -> dict[str, Any] | None:
+    """The result of a run whose schedule is over and whose weights are exported, or None."""
+    if state.parent != out or not (out / "result.json").is_file() or not (out / "export").is_dir():
+        return None
+    result = read_json(out / "result.json")
+    same = result["step"] == read_json(state / "state.json")["progress"]["step"]
+    return result if same and result["progress"] >= 1.0 else None
 
 
 def prepare(out: Path, resume: bool | str | Path) -> Path | None:

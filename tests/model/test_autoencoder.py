@@ -6,7 +6,7 @@ from decmem_env.model.autoencoder import AutoencoderConfig, LatentNorm, TinyAuto
 @pytest.fixture
 def small():
     torch.manual_seed(0)
-    return TinyAutoencoder(AutoencoderConfig.debug())
+    return TinyAutoencoder(AutoencoderConfig.debug(32, 80))
 
 
 def frames_of(config, count=2):
@@ -79,7 +79,7 @@ def test_a_few_steps_learn(small):
 
 
 def test_config_round_trip_and_errors():
-    config = AutoencoderConfig.debug()
+    config = AutoencoderConfig.debug(32, 80)
     assert AutoencoderConfig.from_json(config.to_json()) == config
     with pytest.raises(ValueError, match="multiples of 16"):
         AutoencoderConfig(height=90)

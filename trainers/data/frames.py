@@ -65,10 +65,5 @@ class FramePool:
         step = [int(rng.integers(0, len(self._poses[w]))) for w in world]
         if self._blocks is None:
             return torch.stack([self._frames[w][s] for w, s in zip(world, step, strict=True)])
-        device = self.renderer.device
         poses = torch.from_numpy(np.stack([self._poses[w][s] for w, s in zip(world, step, strict=True)]))
-        index = torch.from_numpy(world)
-        if device.type == "cuda":
-            poses, index = poses.pin_memory(), index.pin_memory()
-        index = index.to(device, non_blocking=True)
-        return self.renderer.render(self._blocks, index, poses.to(device, non_blocking=True))
+        return self.renderer.render(self._blocks, torch.from_numpy(world), poses)

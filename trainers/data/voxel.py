@@ -74,7 +74,7 @@ class EpisodeRenderer:
         self._renderer: Any = None
 
     def render(self, blocks: Tensor, world_index: Tensor, poses: Tensor) -> Tensor:
-        """Render poses [N, 5] of worlds `blocks[world_index]` to uint8 [N, H, W, 3] on the device."""
+        """Render worlds `blocks[world_index]` from poses [N, 5], both on the CPU, to uint8 [N, H, W, 3] on the device."""
         if self._renderer is None:
             from decmem_env.worlds import Renderer
 
@@ -92,6 +92,6 @@ class EpisodeRenderer:
             return torch.from_numpy(episodes.frames).to(self.device)
         assert episodes.blocks is not None
         blocks = torch.from_numpy(episodes.blocks)[None].to(self.device)
-        poses = torch.from_numpy(episodes.poses.reshape(-1, 5)).to(self.device)
-        index = torch.zeros(len(poses), dtype=torch.int64, device=self.device)
+        poses = torch.from_numpy(episodes.poses.reshape(-1, 5))
+        index = torch.zeros(len(poses), dtype=torch.int64)
         return self.render(blocks, index, poses).view(n, length, self.height, self.width, 3)
