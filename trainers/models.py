@@ -125,6 +125,9 @@ def build_transformer(folder: Path, changes: dict[str, Any], autoencoder: Autoen
 def load_transformer_weights(folder: Path, model: nn.Module) -> bool:
     """Load the export's transformer, if it has one.
 
+    The gate exists in the gated fusion only, and dense stages do not train it: where the fusion changes between two
+    stages, a gate in the file is left out and a gate without a file keeps its initial value.
+
     Returns:
         Whether there was one.
 
@@ -135,5 +138,10 @@ def load_transformer_weights(folder: Path, model: nn.Module) -> bool:
     if not path.is_file():
         return False
     with torch.no_grad():
-        copy_into(model, read_tensors(path), str(path))
+        tensors, own = read_tensors(path), model.state_dict()
+        kept = {n: t for n, t in tensors.items() if n in own or ".gate." not in n}
+        fresh = {n: t for n, t in own.items() if n not in tensors and ".gate." in n}
+        if len(kept) < len(tensors) or fresh:
+            print(f"{path}: the fusion changed; gates start afresh", flush=True)
+        copy_into(model, {**kept, **fresh}, str(path))
     return True

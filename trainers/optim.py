@@ -105,8 +105,8 @@ class Optimisers:
         if matrices:
             self.all.append(Muon([p for _, p in matrices], config.lr, weight_decay=config.weight_decay))
             self.names.append([n for n, _ in matrices])
-        decayed = [(n, p) for n, p in rest if p.ndim >= 2]
-        plain = [(n, p) for n, p in rest if p.ndim < 2]
+        decayed = [(n, p) for n, p in rest if p.ndim >= 2 and min(p.shape[:2]) >= 16]
+        plain = [(n, p) for n, p in rest if p.ndim < 2 or min(p.shape[:2]) < 16]
         groups = [
             {"params": [p for _, p in part], "weight_decay": decay}
             for part, decay in ((decayed, config.weight_decay), (plain, 0.0))

@@ -70,7 +70,7 @@ def run_stage(
         torch.manual_seed(config.run.seed)
         timer = Profile(ranks.device, profile)
         state = prepare(out, resume)
-        if state is not None and (done := finished_result(out, state)) is not None and not profile:
+        if state is not None and (done := finished_result(out, state, config)) is not None and not profile:
             print(f"{out} is finished already (step {done['step']}): --fresh trains it anew", flush=True)
             return done
         maker = AutoencoderTask if config.objective.task == "autoencoder" else DynamicsTask

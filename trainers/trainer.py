@@ -264,13 +264,15 @@ def _json(values: dict[str, Any]) -> str:
     )
 
 
-def finished_result(out: Path, state: Path) -> dict[str, Any] | None:
-    """The result of a run whose schedule is over and whose weights are exported, or None."""
+def finished_result(out: Path, state: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The result of a run whose schedule (under these settings) is over and whose weights are exported, or None."""
     if state.parent != out or not (out / "result.json").is_file() or not (out / "export").is_dir():
         return None
-    result = read_json(out / "result.json")
-    same = result["step"] == read_json(state / "state.json")["progress"]["step"]
-    return result if same and result["progress"] >= 1.0 else None
+    result, at = read_json(out / "result.json"), read_json(state / "state.json")["progress"]
+    minutes = config.run.minutes
+    seconds = at["seconds"] if minutes is None else 60.0 * minutes - config.run.reserve_seconds
+    over = progress_of(at["step"], config.run.steps, at["elapsed"], seconds) >= 1.0
+    return result if over and result["step"] == at["step"] else None
 
 
 def prepare(out: Path, resume: bool | str | Path) -> Path | None:

@@ -74,7 +74,7 @@ class EpisodeRenderer:
         self._renderer: Any = None
 
     def render(self, blocks: Tensor, world_index: Tensor, poses: Tensor) -> Tensor:
-        """Render worlds `blocks[world_index]` from poses [N, 5], both on the CPU, to uint8 [N, H, W, 3] on the device."""
+        """Render worlds `blocks[world_index]` from poses [N, 5] (both on the CPU) to uint8 [N, H, W, 3]."""
         if self._renderer is None:
             from decmem_env.worlds import Renderer
 
