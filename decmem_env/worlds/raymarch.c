@@ -56,13 +56,12 @@ FN int march(const u8*w,const u8*atlas,float ox,float oy,float oz,float dx,float
 /* cams: per frame 12 floats: eye xyz, right xyz*tanx, up xyz*tany, forward xyz */
 FN void pixel(const u8*worlds,const i64*wi,const float*cams,const u8*atlas,int H,int W,int S,i64 n,int py,int px,u8*rgb,float*depth,u8*ids){
   const float*m=cams+n*12; const u8*w=worlds+wi[n]*((i64)SX*SZ*SY);
-  float acc[3]={0,0,0}; float cone=2.f*fabsf(m[6]*m[6]+m[7]*m[7]+m[8]*m[8]); 
-  cone=2.f*0.7002075f/(float)(H*S);
+  float acc[3]={0,0,0}; float cone=2.f*sqrtf(m[6]*m[6]+m[7]*m[7]+m[8]*m[8])/(float)(H*S);
   for(int j=0;j<S;j++)for(int i=0;i<S;i++){
     float a=2.f*((float)px+((float)i+0.5f)/(float)S)/(float)W-1.f,b=1.f-2.f*((float)py+((float)j+0.5f)/(float)S)/(float)H;
     float dx=m[9]+a*m[3]+b*m[6],dy=m[10]+a*m[4]+b*m[7],dz=m[11]+a*m[5]+b*m[8];
     float r=1.f/sqrtf(dx*dx+dy*dy+dz*dz);float c[3],d; 
-    march(worlds==0?0:w,atlas,m[0],m[1],m[2],dx*r,dy*r,dz*r,cone,c,&d);
+    march(w,atlas,m[0],m[1],m[2],dx*r,dy*r,dz*r,cone,c,&d);
     acc[0]+=c[0];acc[1]+=c[1];acc[2]+=c[2];
   }
   i64 o=(n*H+py)*W+px; float q=1.f/(float)(S*S);
@@ -75,13 +74,17 @@ FN void pixel(const u8*worlds,const i64*wi,const float*cams,const u8*atlas,int H
   }
 }
 #ifdef __CUDACC__
-extern "C" __global__ void render(const u8*worlds,const i64*wi,const float*cams,const u8*atlas,int H,int W,int S,i64 N,u8*rgb,float*depth,u8*ids){
-  i64 t=(i64)blockIdx.x*blockDim.x+threadIdx.x; i64 per=(i64)H*W; if(t>=N*per)return;
-  int p=(int)(t%per); int tw=(W+7)/8; (void)tw; pixel(worlds,wi,cams,atlas,H,W,S,t/per,p/W,p%W,rgb,depth,ids);
+/* One thread a pixel; a warp takes a tile of 8x4 pixels, whose rays walk through the same blocks. */
+extern "C" __global__ void render(const u8*worlds,const i64*wi,const float*cams,const u8*atlas,int H,int W,int S,int N,int extra,u8*rgb,float*depth,u8*ids){
+  i64 t=(i64)blockIdx.x*blockDim.x+threadIdx.x;
+  int tw=(W+7)/8,th=(H+3)/4; i64 per=(i64)tw*th*32; i64 n=t/per; if(n>=N)return;
+  int r=(int)(t-n*per),tile=r/32,k=r%32; int px=(tile%tw)*8+k%8,py=(tile/tw)*4+k/8;
+  if(px>=W||py>=H)return;
+  pixel(worlds,wi,cams,atlas,H,W,S,n,py,px,rgb,(extra&1)?depth:0,(extra&2)?ids:0);
 }
 #else
-void render(const u8*worlds,const i64*wi,const float*cams,const u8*atlas,int H,int W,int S,i64 N,u8*rgb,float*depth,u8*ids){
+void render(const u8*worlds,const i64*wi,const float*cams,const u8*atlas,int H,int W,int S,int N,int extra,u8*rgb,float*depth,u8*ids){
   #pragma omp parallel for schedule(dynamic,8)
-  for(i64 t=0;t<N*H;t++)for(int x=0;x<W;x++)pixel(worlds,wi,cams,atlas,H,W,S,t/H,(int)(t%H),x,rgb,depth,ids);
+  for(i64 t=0;t<(i64)N*H;t++)for(int x=0;x<W;x++)pixel(worlds,wi,cams,atlas,H,W,S,t/H,(int)(t%H),x,rgb,(extra&1)?depth:0,(extra&2)?ids:0);
 }
 #endif
