@@ -91,11 +91,11 @@ def reverse(plan: Plan) -> Plan:
 
 
 def sidestep(rng: Rng, grid: bool) -> Plan:
-    """Move by 0.8 to 1.4 blocks (and off the grid turn by a few degrees): the way back is then near, not exact."""
+    """Move by 0.4 to 1.8 blocks (off the grid turn by up to 12 degrees, too): the way back is then near, not exact."""
     entry = Action(rng.choice([Action.FORWARD, Action.BACK, Action.LEFT, Action.RIGHT]))
-    plan = [act(entry)] * int(rng.integers(2, 4))
+    plan = [act(entry)] * int(rng.integers(1, 5))
     if not grid:
-        plan += [act(Action.CAMERA_YAW, float(rng.choice([-1, 1]) * rng.uniform(3.0, 9.0)) / CAMERA_STEP_DEGREES)]
+        plan += [act(Action.CAMERA_YAW, float(rng.uniform(-12.0, 12.0)) / CAMERA_STEP_DEGREES)]
     return plan
 
 
@@ -117,7 +117,9 @@ def turn_away(rng: Rng, grid: bool, gap: int, near: bool) -> tuple[Plan, Plan]:
     offset = sidestep(rng, grid) if near else []
     rest = max(0, round(1.22 * gap) - 2 * len(away) - len(offset))
     out = [*away, *swings(rng, grid, rest, side), *offset, *reverse(away)]
-    return [*pan, *reverse(pan)], [*out, *reverse(pan), *pan]
+    # The context shows the other directions, too: what lies there is remembered, not invented.
+    around = turn(rng, grid, side * 360.0)
+    return [*around, *pan, *reverse(pan)], [*out, *reverse(pan), *pan]
 
 
 def aba(rng: Rng, grid: bool, gap: int, near: bool) -> tuple[Plan, Plan]:

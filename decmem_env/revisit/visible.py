@@ -18,7 +18,7 @@ DEPTH_SHARE = 0.01
 SIZE_FACTOR = 2.0
 MINIMUM_SHARE = 0.3  # of the pixels; frames with fewer are not scored
 
-_WORK = 1 << 24  # points projected at a time
+_WORK_CUDA, _WORK_CPU = 1 << 22, 1 << 17  # points projected at a time
 
 
 def visible_mask(
@@ -55,7 +55,7 @@ def visible_mask(
     relative = world_to_camera_cv(context_poses) @ to_world
     rotation = torch.as_tensor(relative[:, :3, :3], dtype=torch.float32, device=device)
     offset = torch.as_tensor(relative[:, :3, 3], dtype=torch.float32, device=device)
-    step = max(1, _WORK // (height * width * 8))
+    step = max(1, (_WORK_CUDA if depth.is_cuda else _WORK_CPU) // (height * width))
     for start in range(0, len(context_poses), step):
         part = slice(start, start + step)
         direction = torch.einsum("cij,nj->cni", rotation[part], rays)
