@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -90,15 +91,21 @@ def _compiler() -> list[Finding]:
 
 
 def _renderer() -> list[Finding]:
+    import numpy as np
+    import torch
+
     from decmem_env import worlds
 
-    library = getattr(worlds, "native_library", None)
-    text = f"world version {worlds.VERSION}"
-    if library is None:
-        return [Finding("voxel renderer", True, text)]
-    path = library()
-    mend = "install a C compiler; the torch renderer gives the same frames, slower"
-    return [Finding("voxel renderer", True if path else None, f"{text}, {'C' if path else 'torch'}", mend)]
+    mend = "install a C compiler (gcc or clang): the renderer for the CPU is built on first use"
+    try:
+        blocks = torch.as_tensor(worlds.generate_world(0).blocks)[None]
+        start = time.perf_counter()
+        pose = np.array([[128.5, 40.0, 128.5, 0.0, 0.0]])
+        worlds.Renderer(height=16, width=16).render(blocks, np.zeros(1, np.int64), pose)
+        spent = time.perf_counter() - start
+    except Exception as error:  # a compiler may fail in any way
+        return [Finding("voxel renderer", False, f"{type(error).__name__}: {error}", mend)]
+    return [Finding("voxel renderer", True, f"world version {worlds.VERSION}, first frame after {spent:.1f} s")]
 
 
 def _triton() -> list[Finding]:

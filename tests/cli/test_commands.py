@@ -1,0 +1,123 @@
+"""The commands end to end on the `debug` preset: random weights, small frames."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from decmem_env.conventions.clips import read_clip
+
+from decmem_env import results
+from decmem_env.cli import main
+
+DEBUG = ["--checkpoint", "debug", "--device", "cpu"]
+
+
+def test_demo_writes_video_picture_and_summary(tmp_path, capsys):
+    assert main(["demo", *DEBUG, "--out", str(tmp_path / "demo"), "--seed", "7000000", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert printed == summary
+    for name in ("frames_per_second", "revisit_psnr_db", "autoencoder_bound_db", "window_only_psnr_db"):
+        assert summary[name] > 0, name
+    assert summary["generated_frames"] >= 40 and summary["revisit_frames"] > 0
+    assert summary["device"] == "cpu" and summary["checkpoint"] == "debug"
+    files = {path.name: path.stat().st_size for path in (tmp_path / "demo").iterdir()}
+    assert set(files) == {"demo.mp4", "demo.png", "summary.json"} and min(files.values()) > 100
+
+
+def test_rollout_writes_a_clip_that_reads_back(tmp_path, capsys):
+    out = tmp_path / "walk.mp4"
+    argv = ["rollout", *DEBUG, "--actions", "W*3 L*2", "--out", str(out), "--world-seed", "7000001"]
+    assert main(argv) == 0
+    clip = read_clip(out)
+    assert len(clip.frames) == 25 + 5 and clip.actions.shape == (30, 25) and clip.poses.shape == (30, 5)
+    assert clip.actions[25:28, 11].tolist() == [1, 1, 1] and clip.actions[28:, 16].tolist() == [-1, -1]
+    assert not np.allclose(clip.poses[24], clip.poses[29])
+
+    more = tmp_path / "more.mp4"
+    argv = ["rollout", *DEBUG, "--actions", "AAQ", "--keymap", "worldmem", "--clip", str(out), "--out", str(more)]
+    assert main([*argv, "--only-generated"]) == 0
+    assert len(read_clip(more).frames) == 3
+
+    image = tmp_path / "image.png"
+    from decmem_env.pictures import write_png
+
+    write_png(image, np.full((60, 200, 3), 90, np.uint8))
+    assert main(["rollout", *DEBUG, "--actions", "R", "--image", str(image), "--out", str(tmp_path / "i.mp4")]) == 0
+    capsys.readouterr()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    assert main(["rollout", *DEBUG, "--actions", "R", "--image", str(broken), "--out", str(tmp_path / "j.mp4")]) == 2
+    assert "no readable image" in capsys.readouterr().err
+    assert not (tmp_path / "j.mp4").exists()
+
+
+def test_revisit_writes_records_and_page(tmp_path, capsys):
+    argv = ["revisit", *DEBUG, "--worlds", "7000000-7000003", "--limit-worlds", "2", "--gap", "20"]
+    argv += ["--kinds", "turn_away,aba", "--seeds", "2", "--batch", "4"]
+    argv += ["--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")]
+    assert main(argv) == 0
+    table = capsys.readouterr().out
+    assert "exact gap20" in table and "bound" in table and "copy" in table
+    records = results.read_results(tmp_path / "r.json")
+    names = {item["name"] for item in records}
+    assert "exact_gap20_psnr_db" in names and "sharpness.memory.ratio" in names
+    rows = {name.split(".")[4] for name in names if name.startswith("revisit.exact.")}
+    assert rows == {"memory", "no_retrieval", "window_retrieval", "bound", "copy"}
+    copy = next(item for item in records if item["name"].startswith("revisit.exact.gap20.all.copy"))
+    assert copy["value"] > 60
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("data:image/png;base64") >= 2 and "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and 'src="data' in page
+
+
+def test_revisit_long_run(tmp_path, capsys, monkeypatch):
+    from decmem_env.revisit import scripts
+
+    monkeypatch.setattr(scripts.build_long_run, "__defaults__", (30, 48))
+    argv = ["revisit", *DEBUG, "--worlds", "7000002", "--long-run", "--no-floors", "--seeds", "1"]
+    assert main([*argv, "--json", str(tmp_path / "l.json")]) == 0
+    names = {item["name"] for item in results.read_results(tmp_path / "l.json")}
+    assert {"long_run.first_15.memory.psnr_db", "long_run.last_15.memory.psnr_db"} <= names
+
+
+def test_data_make_and_index(tmp_path, capsys):
+    argv = ["data", "make", "--out", str(tmp_path), "--clips", "2", "--frames", "12", "--seeds", "7000000-7000009"]
+    assert main([*argv, "--height", "32", "--width", "64", "--device", "cpu"]) == 0
+    assert main(["data", "index", "--root", str(tmp_path)]) == 0
+    rows = (tmp_path / "val.csv").read_text().splitlines()
+    assert rows[0] == "video_path,action_path" and len(rows) == 3
+    clip = read_clip(tmp_path / rows[1].split(",")[0])
+    assert clip.frames.shape == (12, 32, 64, 3) and not clip.actions[0].any()
+    assert main(["data", "make", "--out", str(tmp_path), "--clips", "1", "--seeds", "7500000-7500001"]) == 2
+    assert "no split" in capsys.readouterr().err
+
+
+def test_doctor_reports_json(capsys):
+    code = main(["doctor", "--json"])
+    findings = json.loads(capsys.readouterr().out)
+    names = {item["name"] for item in findings}
+    assert {"python", "torch", "voxel renderer", "ffmpeg", "gymnasium"} <= names
+    assert code == (1 if any(item["ok"] is False for item in findings) else 0)
+    assert all(item["mend"] for item in findings if item["ok"] is False)
+
+
+def test_unknown_checkpoint_is_named(tmp_path, capsys):
+    assert main(["demo", "--checkpoint", "no-such-model", "--device", "cpu", "--out", str(tmp_path / "d")]) == 2
+    assert "no-such-model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_bench_cpu_runs_in_fresh_processes(tmp_path):
+    argv = ["bench", "cpu", "--checkpoint", "debug", "--memory-frames", "30", "--frames", "5", "--processes", "2"]
+    assert main([*argv, "--json", str(tmp_path / "b.json")]) == 0
+    item = results.read_results(tmp_path / "b.json")[0]
+    assert item["name"] == "frames_per_second" and item["value"] > 0
+    assert len(item["details"]["runs"]) == 2 and min(item["details"]["runs"]) == pytest.approx(item["value"], rel=1e-3)
+
+
+def test_bench_renderer(tmp_path):
+    assert main(["bench", "renderer", "--device", "cpu", "--json", str(tmp_path / "b.json")]) == 0
+    assert results.read_results(tmp_path / "b.json")[0]["value"] > 0
