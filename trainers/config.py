@@ -91,8 +91,9 @@ class OptimiserConfig:
     """Muon for the matrices of the blocks, AdamW for the rest.
 
     Attributes:
-        lr: Peak learning rate of both (Muon's updates are scaled to AdamW's usual size).
+        lr: Peak learning rate of AdamW.
         muon: Use Muon (off: AdamW for everything).
+        muon_ratio: Muon's rate over AdamW's (at 1 its updates have AdamW's usual size; short runs bear more).
         weight_decay: Decoupled, on matrices only.
         warmup: Steps of linear warm-up.
         schedule: "cosine" (to `final`) or "trapezoid" (flat, then linear over the last `cooldown` share).
@@ -104,6 +105,7 @@ class OptimiserConfig:
 
     lr: float = 1.5e-3
     muon: bool = True
+    muon_ratio: float = 2.0
     weight_decay: float = 0.02
     warmup: int = 100
     schedule: str = "cosine"

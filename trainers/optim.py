@@ -1,7 +1,7 @@
 """Optimisers: Muon for the matrices of the blocks, AdamW for everything else.
 
 Muon (Jordan et al. 2024): momentum, then the nearest orthogonal matrix by five Newton-Schulz steps in bf16. Its updates
-are scaled by 0.2 sqrt(max(rows, columns)) as in Moonlight (arXiv 2502.16982), so that one learning rate suits both.
+are scaled by 0.2 sqrt(max(rows, columns)) as in Moonlight (arXiv 2502.16982), which is the usual size of AdamW's.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ class Optimisers:
         taken = {n for n, _ in matrices}
         rest = [(n, p) for n, p in named if n not in taken]
         self.params = [p for _, p in named]
+        self.muon_ratio = config.muon_ratio
         self.all: list[torch.optim.Optimizer] = []
         self.names: list[list[str]] = []
         if matrices:
@@ -120,7 +121,7 @@ class Optimisers:
         """Update every parameter with this rate and forget the gradients."""
         for optimiser in self.all:
             for group in optimiser.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * (self.muon_ratio if isinstance(optimiser, Muon) else 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
 

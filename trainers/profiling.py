@@ -21,6 +21,7 @@ class Profile:
     def __init__(self, device: torch.device, enabled: bool = False) -> None:
         self.device, self.enabled = device, enabled
         self.seconds: dict[str, float] = defaultdict(float)
+        self._open: list[str] = []
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -34,8 +35,13 @@ class Profile:
             yield
             return
         start = self._now()
+        self._open.append(name)
         yield
-        self.seconds[name] += self._now() - start
+        self._open.pop()
+        spent = self._now() - start
+        self.seconds[name] += spent
+        if self._open:  # time of an inner section is not counted twice
+            self.seconds[self._open[-1]] -= spent
 
     def table(self, steps: int) -> str:
         """Milliseconds a step and shares, largest first."""

@@ -239,6 +239,11 @@ class Trainer:
 
     def _finish(self, log: RunLog | None, mean_loss: float) -> dict[str, Any]:
         result: dict[str, Any] = {"step": self.progress.step, "progress": self._share(), "loss": mean_loss}
+        if self.ranks.size > 1:
+            own = sum(float(p.detach().double().sum()) for p in self.optimisers.params)
+            if self.ranks.any(abs(own - self.ranks.mean(own)) > 1e-6 * (1.0 + abs(own))):
+                raise StateError(f"the weights of the {self.ranks.size} ranks have drifted apart: nothing was saved")
+            self.say(f"{self.ranks.size} ranks agree on the weights")
         if not self.ranks.main or self.profile.enabled:
             return result
         self.save()

@@ -1,0 +1,192 @@
+import csv
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from decmem_env.trainers.config import ConfigError
+from decmem_env.trainers.data.latents import LatentPool
+from decmem_env.trainers.data.splice import revisit_table, sample_clip
+from decmem_env.trainers.data.stream import Episodes, EpisodeStream
+from decmem_env.trainers.data.voxel import VALIDATION_JOB, VALIDATION_SEED, EpisodeRenderer, VoxelJob
+from decmem_env.trainers.data.worldmem import ClipJob, fit_frames, read_index
+from decmem_env.trainers.scores import psnr_per_frame, revisit_kinds
+
+
+def there_and_back(length=128):
+    """Walk 64 frames north and the same way back."""
+    poses = np.zeros((length, 5))
+    poses[:, 2] = np.minimum(np.arange(length), length - 1 - np.arange(length)) * 0.5
+    return poses
+
+
+@dataclass(frozen=True)
+class FakeJob:
+    """Module level, so that workers can unpickle it."""
+
+    broken: bool = False
+
+    def __call__(self, number):
+        if self.broken:
+            raise ConfigError("clip 7 is broken")
+        frames = np.full((1, 32, 2, 2, 3), number % 256, np.uint8)
+        return [Episodes(number, np.zeros((1, 32, 25), np.float32), there_and_back(32)[None], frames=frames)] * 2
+
+
+def test_clips_keep_time_order():
+    rng = np.random.default_rng(0)
+    table = revisit_table(there_and_back())
+    gaps = 0
+    for _ in range(300):
+        frames = int(rng.integers(1, 129))
+        clip = sample_clip(table, 128, frames, 0.7, rng)
+        assert clip.shape == (frames,) and clip.min() >= 0 and clip.max() < 128
+        assert (np.diff(clip) >= 1).all()
+        gaps += int((np.diff(clip) > 1).any())
+    assert gaps > 50
+
+
+def test_splices_prefer_revisits():
+    rng = np.random.default_rng(0)
+    poses = np.zeros((512, 5))
+    poses[:, 0] = np.arange(512) * 3.0  # never again ...
+    poses[400:440] = poses[0:40]  # ... but here
+    hits = total = 0
+    for _ in range(300):
+        clip = sample_clip(revisit_table(poses), 512, 32, 1.0, rng)
+        if clip[0] < 20:
+            total += 1
+            hits += int(((clip >= 396) & (clip < 444)).any())
+    assert total > 10 and hits > 0.5 * total
+
+
+def test_whole_clips_and_errors():
+    rng = np.random.default_rng(0)
+    clip = sample_clip(revisit_table(there_and_back()), 128, 64, 0.0, rng)
+    assert (np.diff(clip) == 1).all()
+    with pytest.raises(ValueError, match="shorter than a clip"):
+        sample_clip(revisit_table(there_and_back(8)), 8, 9, 0.0, rng)
+
+
+def pool_of(capacity):
+    stream = EpisodeStream(FakeJob(), 0)
+    renderer = EpisodeRenderer(2, 2, "cpu")
+    encode = lambda frames: frames.float().mean((1, 2, 3))[:, None, None, None].expand(-1, 1, 6, 10)  # noqa: E731
+    return LatentPool(stream, renderer, encode, capacity, 32, (1, 6, 10))
+
+
+def test_latent_pool_is_a_ring_and_its_clips_match():
+    pool = pool_of(4)
+    pool.fill(4)
+    for _ in range(3):
+        pool.refresh(32)
+    assert pool.added > 4 and pool.count == 4
+    batch = pool.sample(3, 8, 0.5, 4096, np.random.default_rng(0))
+    assert batch.latents.shape == (3, 8, 1, 6, 10) and batch.actions.shape == (3, 8, 25)
+    assert batch.projective.shape == (3, 8, 4, 4) and batch.frame_index.dtype == torch.int64
+    assert (batch.latents.flatten(1).std(1) == 0).all()  # one trajectory a clip
+    identity = batch.projective @ batch.projective_inverse
+    assert torch.allclose(identity, torch.eye(4).expand_as(identity), atol=1e-5)
+
+
+def test_refresh_spends_no_more_than_its_allowance():
+    pool = pool_of(64)
+    pool.fill(2)
+    for _ in range(40):
+        pool.refresh(8)
+    assert pool.added - 2 <= 40 * 8 / 32 + 1
+
+
+def test_replay_restores_the_ring():
+    pool = pool_of(3)
+    pool.fill(3)
+    pool.refresh(200)
+    other = pool_of(3)
+    other.replay(pool.added, pool.allowance)
+    assert torch.equal(pool.latents, other.latents) and other.added == pool.added
+
+
+def test_workers_deliver_in_order_and_pass_errors_on():
+    stream = EpisodeStream(FakeJob(), 2, first=5, stride=2, urgent=[100])
+    try:
+        assert [stream.get().key for _ in range(6)] == [5, 5, 7, 7, 9, 9]
+        assert stream.next_job == 11
+        assert stream.urgent_results()[0].key == 100
+    finally:
+        stream.close()
+    broken = EpisodeStream(FakeJob(broken=True), 0)
+    with pytest.raises(ConfigError, match="clip 7"):
+        broken.get()
+
+
+def test_voxel_jobs_repeat_and_mix_grid_and_free_poses():
+    job = VoxelJob(seed=3, length=12, worlds=1)
+    first, again, other = job(0)[0], job(0)[0], job(1)[0]
+    assert first.key == again.key and np.array_equal(first.poses, again.poses) and first.key != other.key
+    assert first.key < VALIDATION_SEED
+    assert first.poses.shape == (2, 12, 5) and first.actions.shape == (2, 12, 25) and first.blocks.dtype == np.uint8
+    on_grid = [bool(np.allclose(first.poses[i, :, 4] % 15, 0, atol=1e-6)) for i in range(2)]
+    assert sorted(on_grid) == [False, True]
+    assert job(VALIDATION_JOB + 3)[0].key == VALIDATION_SEED + 3
+
+
+def test_psnr_and_revisit_kinds():
+    truth = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
+    off = truth.clone()
+    off[1] = 25
+    scores = psnr_per_frame(off, truth)
+    assert scores[0] == 80 and scores[1] == pytest.approx(20.17, abs=0.01)
+    poses = np.zeros((30, 5))
+    poses[:20, 4] = np.arange(20) * 9.0
+    poses[20:, 4] = 0.0
+    poses[25:, 4] = 120.0
+    kinds = revisit_kinds(poses)
+    assert kinds[20] == 2 and kinds[21] == 0  # shown just now: no memory needed
+    assert kinds[10] == 0
+
+
+def test_fit_frames_keeps_the_vertical_view():
+    frames = np.zeros((2, 36, 64, 3), np.uint8)
+    frames[:, :, 2:62] = 200  # the part that a 5:3 cut keeps
+    fitted = fit_frames(frames, (18, 30))
+    assert fitted.shape == (2, 18, 30, 3) and (fitted == 200).all()
+    assert fit_frames(fitted, (18, 30)) is fitted
+    with pytest.raises(ConfigError, match="narrower"):
+        fit_frames(np.zeros((1, 36, 40, 3), np.uint8), (18, 30))
+
+
+def write_index(folder, names):
+    with (folder / "index.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["video_path", "action_path"])
+        writer.writerows((f"{n}.mp4", f"{n}.npz") for n in names)
+    return folder / "index.csv"
+
+
+def test_index_errors(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        read_index(tmp_path / "none.csv")
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_index(write_index(tmp_path, ["a"]))
+    (tmp_path / "bad.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(ConfigError, match="expected video_path"):
+        read_index(tmp_path / "bad.csv")
+
+
+def test_clip_job_reads_windows_of_real_clips(tmp_path):
+    clips = pytest.importorskip("decmem_env.conventions.clips")
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        actions = np.zeros((20, 25), np.float32)
+        actions[1:, 11] = 1
+        poses = np.cumsum(np.full((20, 5), 0.1), 0)
+        frames = rng.integers(0, 256, (20, 96, 160, 3), dtype=np.uint8)
+        clips.write_clip(tmp_path / f"{name}.mp4", clips.Clip(frames, actions, poses, 10))
+    job = ClipJob.from_csv(str(write_index(tmp_path, "abc")), 0, 8, (96, 160), skip=5)
+    assert len(job.held_out) == 1 and len(job.clips) == 2
+    episode = job(0)[0]
+    assert episode.frames.shape == (1, 8, 96, 160, 3) and episode.poses.shape == (1, 8, 5)
+    assert episode.poses[0, 0, 0] >= 0.1 * 5
+    assert job(VALIDATION_JOB)[0].frames.shape[1] == 8 and job(VALIDATION_JOB + 1) == []
+    with pytest.raises(ConfigError, match="fewer than data.episode_frames"):
+        ClipJob(job.clips, (), 0, 50, (96, 160))(0)
