@@ -12,6 +12,7 @@
 #   AUTOENCODER_MIN=3.5 DENSE_SHORT_MIN=3 DENSE_MIN=5 DECMEM_MIN=6.5     length of each schedule
 #   TAG=                      suffix of the decmem folder (for comparisons: TAG=-union)
 #   SET=                      more settings for every dynamics stage, e.g. SET="model.fusion=union data.batch=12"
+#   INIT=                     folder that the first of STAGES starts from
 #   PACK=export               what goes to $OUT (if set) in parts of 15 MB: export, compact or none
 #                             join them with: cat tiny.tar.* | tar xf -
 set -euo pipefail
@@ -25,15 +26,15 @@ TAG=${TAG:-}
 PACK=${PACK:-export}
 mkdir -p "$RUNS"
 
-# The package as links, for machines where it is not installed.
-if ! python3 -c "import decmem_env.trainers" 2>/dev/null; then
-  links=$RUNS/.package
-  mkdir -p "$links/decmem_env"
-  for path in decmem_env/* model kernels trainers agents; do ln -sfn "$PWD/$path" "$links/decmem_env/${path##*/}"; done
-  export PYTHONPATH=$PWD/$links${PYTHONPATH:+:$PYTHONPATH}
-fi
+RUNS=$(cd "$RUNS" && pwd)
+[ -z "${INIT:-}" ] || INIT=$(cd "$INIT" && pwd)
+
+# The package as links, for machines where it is not installed; Python finds it in the current folder.
+links=$RUNS/.package
+mkdir -p "$links/decmem_env"
+for path in decmem_env/* model kernels trainers agents; do ln -sfn "$PWD/$path" "$links/decmem_env/${path##*/}"; done
+cd "$links"
 export PYTHONUNBUFFERED=1
-export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 
 settings=()
 for pair in ${SET:-}; do settings+=(--set "$pair"); done
@@ -55,13 +56,24 @@ pack() {
 }
 trap pack EXIT
 
-init=()
+# Whether the schedule of the stage in $folder is over: 1 or 0.
+over() {
+  [ -f "$folder/result.json" ] || { echo 0; return; }
+  python3 -c "import json; print(int(json.load(open('$folder/result.json'))['progress'] >= 1))"
+}
+
+init=(${INIT:+--init "$INIT"})
 for stage in $STAGES; do
   upper=$(echo "$stage" | tr '[:lower:]' '[:upper:]')_MIN
   case $stage in autoencoder) default=3.5 ;; dense_short) default=3 ;; dense) default=5 ;; *) default=6.5 ;; esac
   minutes=${!upper:-$default}
   folder=$RUNS/$stage
   [ "$stage" = decmem ] && folder=$folder$TAG
+  if [ "$(over)" = 1 ] && [ -d "$folder/export" ]; then
+    echo "== $stage is done"
+    init=(--init "$folder")
+    continue
+  fi
   left=$(python3 -c "print(f'{($limit - ($SECONDS - $started)) / 60 - 0.1:.2f}')")
   # Less than 75 s would go to start-up and evaluation.
   if python3 -c "import sys; sys.exit(not $left < 1.25)"; then
@@ -75,8 +87,7 @@ for stage in $STAGES; do
   piece=$(python3 -c "print(min($left, $minutes + 0.5))")
   python3 -m decmem_env.trainers "$stage" --out "$folder" ${init[@]+"${init[@]}"} --max-minutes "$piece" \
     --set "run.minutes=$minutes" ${extra[@]+"${extra[@]}"}
-  over=$(python3 -c "import json; print(int(json.load(open('$folder/result.json'))['progress'] >= 1))")
-  if [ "$over" != 1 ]; then
+  if [ "$(over)" != 1 ]; then
     echo "== $stage is not over yet: call again to continue"
     exit 0
   fi
