@@ -105,7 +105,7 @@ class OptimiserConfig:
 
     lr: float = 1.5e-3
     muon: bool = True
-    muon_ratio: float = 2.0
+    muon_ratio: float = 4.0
     weight_decay: float = 0.02
     warmup: int = 100
     schedule: str = "cosine"

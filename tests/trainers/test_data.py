@@ -184,9 +184,14 @@ def test_clip_job_reads_windows_of_real_clips(tmp_path):
         clips.write_clip(tmp_path / f"{name}.mp4", clips.Clip(frames, actions, poses, 10))
     job = ClipJob.from_csv(str(write_index(tmp_path, "abc")), 0, 8, (96, 160), skip=5)
     assert len(job.held_out) == 1 and len(job.clips) == 2
+    assert len(job(0)) == 1 and len(ClipJob(job.clips, (), 0, 8, (96, 160), skip=0)(0)) == 2
     episode = job(0)[0]
     assert episode.frames.shape == (1, 8, 96, 160, 3) and episode.poses.shape == (1, 8, 5)
     assert episode.poses[0, 0, 0] >= 0.1 * 5
     assert job(VALIDATION_JOB)[0].frames.shape[1] == 8 and job(VALIDATION_JOB + 1) == []
     with pytest.raises(ConfigError, match="fewer than data.episode_frames"):
         ClipJob(job.clips, (), 0, 50, (96, 160))(0)
+    (tmp_path / "b.npz").write_bytes(b"broken")
+    with pytest.raises(ConfigError, match="b.npz"):
+        for number in range(8):
+            job(number)

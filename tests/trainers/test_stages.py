@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from decmem_env.trainers import run_stage
@@ -103,6 +104,25 @@ def test_fusion_may_change_between_stages(runs, tmp_path, capsys):
     run_stage("debug_decmem", tmp_path, settings, device="cpu", init=runs["dense"])
     assert "gates start afresh" in capsys.readouterr().out
     assert json.loads((tmp_path / "export" / "config.json").read_text())["fusion"] == "union"
+
+
+def test_stages_train_on_a_users_clips(runs, tmp_path):
+    clips = pytest.importorskip("decmem_env.conventions.clips")
+    rng = np.random.default_rng(0)
+    rows = ["video_path,action_path"]
+    for name in "ab":
+        poses = np.cumsum(np.full((14, 5), 0.1), 0)
+        frames = rng.integers(0, 256, (14, 96, 160, 3), dtype=np.uint8)
+        clips.write_clip(tmp_path / f"{name}.mp4", clips.Clip(frames, np.zeros((14, 25), np.float32), poses, 10))
+        rows.append(f"{name}.mp4,{name}.npz")
+    (tmp_path / "index.csv").write_text("\n".join(rows) + "\n")
+    settings = {"data.source": "worldmem", "data.csv": str(tmp_path / "index.csv"), "data.episode_frames": 7}
+    settings |= {"data.min_fill": 1, "run.validation_worlds": 2}
+    result = run_stage("debug_autoencoder", tmp_path / "ae", settings, device="cpu")
+    assert result["step"] == 2 and result["frames"] > 0
+    settings["data.frames"] = 4
+    result = run_stage("debug_dense_short", tmp_path / "short", settings, device="cpu", init=tmp_path / "ae")
+    assert result["step"] == 2 and result["psnr_db"] > 3
 
 
 def test_profile_prints_shares(runs, tmp_path, capsys):

@@ -84,7 +84,7 @@ def fit_frames(frames: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.u
 
 @dataclass(frozen=True)
 class ClipJob:
-    """Cut a random window out of a random clip; job i is a pure function of (seed, i).
+    """Cut windows out of a random clip; job i is a pure function of (seed, i).
 
     Attributes:
         clips: Video paths for training.
@@ -130,13 +130,20 @@ class ClipJob:
         rng = np.random.default_rng([self.seed, number])
         which = number - VALIDATION_JOB if validation else int(rng.integers(len(self.clips)))
         path = (self.held_out if validation else self.clips)[which]
-        clip = read_clip(path)
+        try:
+            clip = read_clip(path)
+        except (FileNotFoundError, ValueError) as error:
+            raise ConfigError(str(error)) from None
         total = len(clip.frames)
         if total < self.length:
             raise ConfigError(f"{path} has {total} frames: fewer than data.episode_frames={self.length}; lower it")
         least = min(self.skip, total - self.length)
-        start = least if validation else int(rng.integers(least, total - self.length + 1))
-        window = slice(start, start + self.length)
-        frames = fit_frames(np.asarray(clip.frames[window]), self.size)
-        actions, poses = np.asarray(clip.actions[window], np.float32), np.asarray(clip.poses[window], np.float64)
-        return [Episodes(which, actions[None], poses[None], frames=frames[None])]
+        # Reading is the expensive part, so every window that fits is used, from a random start on.
+        count = (total - least) // self.length
+        start = least if validation else int(rng.integers(least, total - count * self.length + 1))
+        episodes = []
+        for window in (slice(start + i * self.length, start + (i + 1) * self.length) for i in range(count)):
+            frames = fit_frames(np.asarray(clip.frames[window]), self.size)
+            actions, poses = np.asarray(clip.actions[window], np.float32), np.asarray(clip.poses[window], np.float64)
+            episodes.append(Episodes(which, actions[None], poses[None], frames=frames[None]))
+        return episodes
