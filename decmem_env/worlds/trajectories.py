@@ -1,8 +1,8 @@
 """Walks through voxel worlds: exploration and scripts that force revisits.
 
-A walk is planned as actions, then run through the simulator, so that poses always come from the true physics. Several plans are
-drawn for each walk and the one that is blocked least wins. Reversing pure turns and pure steps returns to the very same
-poses wherever the ground is level; scripted tests draw again until the return is exact.
+A walk is planned as actions, then run through the simulator, so that poses always come from the true physics. Several
+plans are drawn for each walk and the one that is blocked least wins. Reversing pure turns and pure steps returns to the
+very same poses wherever the ground is level; scripted tests draw again until the return is exact.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ def revisit_script(
         gaps, exact = revisit_gaps(path)
         late = np.arange(len(a)) >= split
         hits = late & (gaps >= gap) & (gaps <= 1.25 * gap) & (~exact if near else exact)
-        score = int(sum(_moved_away(path, t, int(gaps[t])) for t in np.flatnonzero(hits)))
+        score = int(sum(_moved_away(path, int(t), int(gaps[t])) for t in np.flatnonzero(hits)))
         if score > most:
             best, most = i, score
     if best is None:

@@ -1,0 +1,92 @@
+"""The renderer's C library: built by the system's compiler on first use, kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCE_PATH = Path(__file__).with_name("raymarch.c")
+
+# -ffp-contract=off: no fused multiply-add, so that every backend gives the same frames. Later rows for compilers
+# that know no OpenMP (Apple's clang) or no -march=native.
+_BASE = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
+_FLAGS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
+
+
+def source() -> str:
+    """Text of `raymarch.c`, for the C compiler and for NVRTC."""
+    return SOURCE_PATH.read_text(encoding="utf-8")
+
+
+def cache_folder() -> Path:
+    """Folder of built libraries: `$DECMEM_CACHE`, else `decmem` in the user's cache folder."""
+    chosen = os.environ.get("DECMEM_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decmem"
+
+
+@functools.lru_cache(maxsize=1)
+def native_library() -> Path | None:
+    """Path of the built library, building it if need be; None without a working compiler or a writable folder."""
+    compiler = next((found for found in map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")) if found), None)
+    if compiler is None:
+        return None
+    # -march=native code must not reach another kind of processor through a shared home folder.
+    key = "\n".join((source(), compiler, platform.machine(), _processor(), repr(_FLAGS)))
+    name = f"raymarch-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    for folder in (cache_folder(), Path(tempfile.gettempdir()) / f"decmem-{_user()}"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            target = folder / name
+            if target.is_file() or _build(compiler, target):
+                ctypes.CDLL(str(target))
+                return target
+        except OSError:
+            continue
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def load() -> ctypes.CDLL | None:
+    """The library with its argument types set, or None (then the torch twin renders)."""
+    path = native_library()
+    if path is None:
+        return None
+    library = ctypes.CDLL(str(path))
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    library.render.argtypes = [*[pointer] * 4, *[integer] * 5, *[pointer] * 3, integer]
+    library.render.restype = None
+    return library
+
+
+def _build(compiler: str, target: Path) -> bool:
+    """Compile next to the target, then rename: another process sees the whole library or none."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as folder:
+        made = Path(folder) / target.name
+        for flags in _FLAGS:
+            command = [compiler, *_BASE, *flags, "-o", str(made), str(SOURCE_PATH), "-lm"]
+            if subprocess.run(command, capture_output=True).returncode == 0:
+                os.replace(made, target)
+                return True
+    return False
+
+
+def _processor() -> str:
+    """What tells kinds of processors apart: the first model name and flags of /proc/cpuinfo, else platform's."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(next((line for line in lines if line.startswith(name)), "") for name in ("model name", "flags"))
+
+
+def _user() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else "user"
