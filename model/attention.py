@@ -1,12 +1,15 @@
 """Decoupled memory attention under teacher forcing: the lists, and the two branches (DecMem section 4).
 
-Every branch is one call of `kernels.block_sparse_attention`; only the lists differ. Sequences are [clean | noisy], T latent
-frames each, one frame a chunk. Frame i of either half may look at:
+Every branch is one call of `kernels.block_sparse_attention`; only the lists differ. Sequences are [clean | noisy], T
+latent frames each, in chunks that are denoised together. A frame of either half may look at:
 
-- ALM (anchored local memory): the clean frames of its window, and itself.
-- SGM (sparse global memory): the top-k blocks, per head and query block, of all clean frames before i.
-- `union`: one softmax over the window and the retrieved blocks of the frames before it.
-- `dense`: one softmax over all clean frames before i, and itself.
+- ALM (anchored local memory): the clean frames of the window before its chunk, and its own chunk in its own half.
+- SGM (sparse global memory): the top-k blocks, per head and query block, of all clean frames before its chunk.
+- `union`: one softmax over the window, its chunk, and the retrieved blocks of the frames before the window.
+- `dense`: one softmax over all clean frames before its chunk, and its chunk. There the gate is not used, so that one
+  set of weights passes through dense stages first.
+
+Windows count places in the sequence, never frame indices, which may jump where a sequence is spliced.
 
 Shapes: B batch, T latent frames, N tokens of a frame, M blocks of a frame, H heads, D head channels.
 """
@@ -58,37 +61,50 @@ def _pack(rows: list[list[int]], key_frames: int, device: torch.device) -> Frame
 
 
 @lru_cache(maxsize=32)
-def window_lists(frames: int, window: int, device: torch.device) -> FrameLists:
-    """ALM lists of [clean | noisy]: the `window` clean frames before, and the frame itself."""
-    clean = [list(range(max(0, i - window), i + 1)) for i in range(frames)]
-    noisy = [[*range(max(0, i - window), i), frames + i] for i in range(frames)]
+def window_lists(frames: int, window: int, chunk: int, device: torch.device) -> FrameLists:
+    """ALM lists of [clean | noisy]: the `window` clean frames before the frame's chunk, and the chunk itself."""
+    clean, noisy = [], []
+    for i in range(frames):
+        start = i // chunk * chunk
+        stop = min(start + chunk, frames)
+        past = list(range(max(0, start - window), start))
+        clean.append([*past, *range(start, stop)])
+        noisy.append([*past, *range(frames + start, frames + stop)])
     return _pack(clean + noisy, 2 * frames, device)
 
 
-@lru_cache(maxsize=32)
-def dense_lists(frames: int, device: torch.device) -> FrameLists:
-    """Dense lists of [clean | noisy]: every clean frame before, and the frame itself."""
-    return window_lists(frames, frames, device)
+def dense_lists(frames: int, chunk: int, device: torch.device) -> FrameLists:
+    """Dense lists of [clean | noisy]: every clean frame before the frame's chunk, and the chunk itself."""
+    return window_lists(frames, frames, chunk, device)
 
 
 @lru_cache(maxsize=32)
-def history_limit(frames: int, blocks: int, skip: int, device: torch.device) -> Tensor:
+def history_limit(frames: int, blocks: int, skip: int, chunk: int, device: torch.device) -> Tensor:
     """Number of leading clean blocks that each query block may retrieve, int32 [1, 2 * frames * blocks].
 
     Args:
         frames: T.
         blocks: M.
-        skip: Latest frames that are left out (the window's, where one softmax already holds them).
+        skip: Latest frames before the chunk that are left out (the window's, where one softmax already holds them).
+        chunk: Frames of a chunk.
         device: Where.
     """
-    limit = (torch.arange(frames, device=device) - skip).clamp_min(0) * blocks
+    starts = torch.arange(frames, device=device) // chunk * chunk
+    limit = (starts - skip).clamp_min(0) * blocks
     return limit.repeat(2).repeat_interleave(blocks).to(torch.int32)[None]
 
 
 def frame_attention(q: Tensor, k: Tensor, v: Tensor, lists: FrameLists, tokens: int) -> Tensor:
     """Attention over listed frames: q [B, H, Q * N, D], k and v [B, H, K * N, D], output like q."""
     return block_sparse_attention(
-        q, k, v, lists.lists, lists.counts, q_block=tokens, kv_block=tokens, inverse=InverseLists(lists.offsets, lists.entries)
+        q,
+        k,
+        v,
+        lists.lists,
+        lists.counts,
+        q_block=tokens,
+        kv_block=tokens,
+        inverse=InverseLists(lists.offsets, lists.entries),
     )
 
 
@@ -110,23 +126,26 @@ def retrieve(q: Tensor, k: Tensor, limit: Tensor, config: ModelConfig) -> BlockL
     return BlockLists(lists, counts)
 
 
-def union_lists(retrieved: BlockLists, window: FrameLists, blocks: int) -> BlockLists:
-    """Append the window's blocks to the retrieved ones (which all lie before them), packed.
+def block_table(lists: Tensor, counts: Tensor, blocks: int) -> BlockLists:
+    """Lists of frames [B, 1, Q, L] as lists of their blocks, for each query block: [B, 1, Q * M, L * M]."""
+    inside = torch.arange(blocks, device=lists.device, dtype=torch.int32)
+    flat = (lists[..., None] * blocks + inside).flatten(3)
+    return BlockLists(flat.repeat_interleave(blocks, 2), (counts * blocks).repeat_interleave(blocks, 2))
+
+
+def union_lists(retrieved: BlockLists, local: BlockLists) -> BlockLists:
+    """Append the window's blocks to the retrieved ones, packed (the retrieved ones all lie before the window).
 
     Args:
-        retrieved: From `retrieve` with the window skipped.
-        window: `window_lists`.
-        blocks: M.
+        retrieved: Lists of k entries, from `retrieve` with the window skipped.
+        local: Lists of L entries, from `block_table`.
 
     Returns:
-        Lists of k + (window + 1) * M entries.
+        Lists of k + L entries.
     """
-    inside = torch.arange(blocks, device=window.lists.device, dtype=torch.int32)
-    local = (window.lists[0, 0, :, :, None] * blocks + inside).flatten(1).repeat_interleave(blocks, 0)  # [Q * M, L * M]
-    local_counts = (window.counts[0, 0] * blocks).repeat_interleave(blocks, 0)  # [Q * M]
-    batch, heads, queries, k = retrieved.lists.shape
-    both = torch.cat([retrieved.lists, local.expand(batch, heads, -1, -1)], -1)
+    batch, heads, _, k = retrieved.lists.shape
+    both = torch.cat([retrieved.lists, local.lists.expand(batch, heads, -1, -1)], -1)
     place = torch.arange(both.shape[-1], device=both.device)
     start = retrieved.counts[..., None]
     index = torch.where(place < start, place, (place - start + k).clamp_max(both.shape[-1] - 1))
-    return BlockLists(both.gather(-1, index), retrieved.counts + local_counts)
+    return BlockLists(both.gather(-1, index), retrieved.counts + local.counts)

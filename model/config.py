@@ -10,6 +10,7 @@ from typing import Any
 from .autoencoder import AutoencoderConfig
 
 FUSIONS = ("gated", "union")
+SAMPLERS = ("euler", "renoise")
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class ModelConfig:
         ffn_width: Hidden channels of the feed-forward network.
         blocks_per_frame: Memory blocks of a latent frame (the paper's M = 6).
         block_tile: Rows and columns of tokens in a block.
+        chunk: Latent frames that are denoised together; they see each other, and the frames of earlier chunks.
         window: Latent frames before the current chunk that the local memory sees (the paper's w = 8).
         top_k: Retrieved blocks per query block and head.
-        fusion: `gated` (ALM + gate * SGM, DecMem section 4.3) or `union` (one softmax over window and retrieved blocks).
+        fusion: `gated` (ALM + gate * SGM, DecMem section 4.3) or `union` (one softmax over window and retrieved
+            blocks).
         gate_init: Value of the gate before training, in (0, 1).
         spatial_base: Rotary base on patch coordinates.
         temporal_base: Rotary base on frame indices.
@@ -37,6 +40,7 @@ class ModelConfig:
         vertical_fov: Degrees; intrinsics of the bundled world.
         action_dim: Entries of an action.
         steps: Default sampler steps.
+        sampler: `euler`, or `renoise` (each step predicts the clean latent and adds fresh noise of the next level).
         guidance: Default action guidance scale (1 is off; eq. 14).
         frame_rate: Frames a second.
         autoencoder: Sizes of the autoencoder, which also fix the frame size.
@@ -52,6 +56,7 @@ class ModelConfig:
     ffn_width: int = 1280
     blocks_per_frame: int = 6
     block_tile: tuple[int, int] = (2, 5)
+    chunk: int = 1
     window: int = 8
     top_k: int = 48
     fusion: str = "gated"
@@ -62,6 +67,7 @@ class ModelConfig:
     vertical_fov: float = 70.0
     action_dim: int = 25
     steps: int = 1
+    sampler: str = "euler"
     guidance: float = 1.0
     frame_rate: int = 10
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
@@ -70,6 +76,11 @@ class ModelConfig:
         object.__setattr__(self, "block_tile", tuple(self.block_tile))
         if self.fusion not in FUSIONS:
             raise ValueError(f"model.fusion is {self.fusion!r}: expected one of {', '.join(FUSIONS)}")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"model.sampler is {self.sampler!r}: expected one of {', '.join(SAMPLERS)}")
+        for name in ("width", "depth", "heads", "chunk", "window", "top_k", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}: expected at least 1")
         if self.camera_channels % 4 or self.spatial_channels % 4 or self.temporal_channels % 2:
             raise ValueError("head channels: camera and spatial must be multiples of 4, temporal even")
         rows, columns = self.block_tile

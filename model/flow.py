@@ -5,8 +5,6 @@ Flow time 0 is clean and 1 is noise: z_t = (1 - t) z_0 + t eps, with velocity ep
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -34,22 +32,41 @@ def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def sample(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, steps: int) -> Tensor:
-    """Euler steps from noise to a clean latent; one step gives the conditional mean.
+def advance(state: Tensor, velocity: Tensor, now: float, then: float, fresh: Tensor | None = None) -> Tensor:
+    """One sampler step from flow time `now` to `then` (0 ends).
 
     Args:
-        velocity: (z_t, t) -> velocity, same shape.
-        noise: z_1.
-        steps: Number of model calls.
+        state: z_now.
+        velocity: At z_now.
+        now: Flow time of the state.
+        then: Flow time to reach.
+        fresh: Noise to mix with the predicted clean latent (consistency style); None for an Euler step.
 
     Returns:
-        z_0.
+        z_then. A single step from 1 to 0 gives the conditional mean either way.
     """
-    times = [*schedule(steps), 0.0]
-    state = noise
-    for now, then in zip(times[:-1], times[1:], strict=True):
-        state = state - (now - then) * velocity(state, now)
-    return state
+    if fresh is None or then == 0.0:
+        return state - (now - then) * velocity
+    return (1.0 - then) * (state - now * velocity) + then * fresh
+
+
+def training_times(
+    shape: tuple[int, ...], pure_noise: float, mean: float, std: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Flow times for training: a fraction at pure noise, where sampling starts, the rest logit-normal.
+
+    Args:
+        shape: Of the result.
+        pure_noise: Share of exactly 1.
+        mean: Of the logit; positive means noisier.
+        std: Of the logit.
+        generator: On the CPU.
+
+    Returns:
+        fp32 in (0, 1].
+    """
+    times = torch.sigmoid(mean + std * torch.randn(shape, generator=generator))
+    return torch.where(torch.rand(shape, generator=generator) < pure_noise, 1.0, times)
 
 
 def session_noise(generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:

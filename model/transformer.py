@@ -1,26 +1,29 @@
 """The diffusion transformer: Wan-style blocks whose self-attention is DecMem's decoupled memory.
 
-Block: modulated LayerNorm -> decoupled attention -> gated residual; modulated LayerNorm -> FFN -> gated residual. The six
-modulation vectors are a projection of the flow time shared by all blocks plus a table per block; q and k pass an RMS norm
-over all heads together; actions are embedded and added to the tokens before the first block (DecMem section 3).
+Block: modulated LayerNorm -> decoupled attention -> gated residual; modulated LayerNorm -> FFN -> gated residual. The
+six modulation vectors are a projection of the flow time shared by all blocks plus a table per block; q and k pass an
+RMS norm over all heads together; actions are embedded and added to the tokens before the first block (DecMem section
+3).
 
-Shapes: B batch, T latent frames, F frames in a pass, N tokens of a frame, W width, H heads, D head channels, C latent channels.
+Shapes: B batch, T latent frames, F frames in a pass, N tokens of a frame, W width, H heads, D head channels, C latent
+channels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..kernels.block_sparse_attention import block_sparse_attention
 from .attention import (
     BlockLists,
     FrameLists,
+    block_table,
     dense_lists,
     frame_attention,
     history_limit,
@@ -32,7 +35,6 @@ from .config import ModelConfig
 from .position import Positions, positions, spatial_angles, token_order, transform
 
 TIME_CHANNELS = 256
-Attend = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
 class Sequence(NamedTuple):
@@ -119,7 +121,9 @@ class Block(nn.Module):
         self.modulation = nn.Parameter(torch.randn(6, config.width) / config.width**0.5)
         self.attention = DecoupledMemoryAttention(config)
         self.ffn = nn.Sequential(
-            nn.Linear(config.width, config.ffn_width), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_width, config.width)
+            nn.Linear(config.width, config.ffn_width),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(config.ffn_width, config.width),
         )
 
     def modulate(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -164,34 +168,24 @@ class Block(nn.Module):
                     q, k[:, :, :half], v[:, :, :half], lists.lists, lists.counts, q_block=size, kv_block=size
                 )
             else:
-                both = union_lists(lists, sequence.window, cfg.blocks_per_frame)
+                window = block_table(sequence.window.lists, sequence.window.counts, cfg.blocks_per_frame)
+                both = union_lists(lists, window)
                 local = block_sparse_attention(q, k, v, both.lists, both.counts, q_block=size, kv_block=size)
         x = x + gate1 * self.attention.merge(normed, local, retrieved, where)
         x = x + gate2 * self.ffn(self.modulate(x, shift2, scale2))
         return x, lists
 
-    def stream(self, x: Tensor, time: Tensor, where: Positions, attend: Attend, layer: int) -> Tensor:
-        """The same block on the F newest frames, with keys and values in a memory bank.
-
-        Args:
-            x: [B, F, N, W].
-            time: [B, F, 6, W].
-            where: Positions of the F frames.
-            attend: Stores k and v and returns the branches.
-            layer: Index of this block.
-        """
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors(time)
-        normed = self.modulate(x, shift1, scale1)
-        local, retrieved = attend(layer, *self.attention.project(normed, where))
-        x = x + gate1 * self.attention.merge(normed, local, retrieved, where)
-        return x + gate2 * self.ffn(self.modulate(x, shift2, scale2))
-
 
 class WorldTransformer(nn.Module):
-    """Velocity of latent frames given their past, their actions and their cameras."""
+    """Velocity of latent frames given their past, their actions and their cameras.
+
+    Attributes:
+        checkpoint_activations: Recompute each block in the backward pass instead of keeping its activations.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.checkpoint_activations = False
         self.config = config
         width = config.width
         self.patch = nn.Linear(config.latent_channels, width)
@@ -284,12 +278,14 @@ class WorldTransformer(nn.Module):
         where = self.where(*twice)
         skip = cfg.window if cfg.fusion == "union" else 0
         sequence = Sequence(
-            dense_lists(frames, device) if dense else window_lists(frames, cfg.window, device),
-            history_limit(frames, cfg.blocks_per_frame, skip, device),
+            dense_lists(frames, cfg.chunk, device) if dense else window_lists(frames, cfg.window, cfg.chunk, device),
+            history_limit(frames, cfg.blocks_per_frame, skip, cfg.chunk, device),
         )
         used: list[BlockLists | None] = []
+        keep_less = self.checkpoint_activations and torch.is_grad_enabled()
         for i, block in enumerate(self._run or self.blocks):
-            x, chosen = block(x, time, where, sequence, dense, lists[i] if lists is not None else None)
+            arguments = (x, time, where, sequence, dense, lists[i] if lists is not None else None)
+            x, chosen = checkpoint(block, *arguments, use_reentrant=False) if keep_less else block(*arguments)
             used.append(chosen)
         velocity = self.velocity(x[:, frames:], embedded[:, frames:])
         return (velocity, used) if return_lists else velocity

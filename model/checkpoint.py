@@ -1,0 +1,200 @@
+"""Checkpoints: a folder with `config.json`, `transformer.safetensors` and `autoencoder.safetensors`.
+
+Found as a bundled name (`model/weights/<name>/`), a folder, or a Hugging Face hub id. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .autoencoder import TinyAutoencoder
+from .config import ModelConfig, debug
+from .transformer import WorldTransformer
+
+WEIGHTS = Path(__file__).parent / "weights"
+CONFIG, TRANSFORMER, AUTOENCODER = "config.json", "transformer.safetensors", "autoencoder.safetensors"
+FILES = (CONFIG, TRANSFORMER, AUTOENCODER)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, incomplete or damaged; the message says how to mend it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        name: As it was asked for.
+        sha256: Of its weights and config.
+        config: Sizes.
+        transformer: fp32.
+        autoencoder: fp32.
+    """
+
+    name: str
+    sha256: str
+    config: ModelConfig
+    transformer: WorldTransformer
+    autoencoder: TinyAutoencoder
+
+
+def bundled() -> list[str]:
+    """Names that need no files of yours."""
+    found = [path.name for path in sorted(WEIGHTS.glob("*")) if (path / CONFIG).is_file()]
+    return [*found, "debug"]
+
+
+def find(name: str) -> Path:
+    """The folder of a checkpoint; a hub id is downloaded (safetensors and config only).
+
+    Raises:
+        CheckpointError: Nothing there; the message lists what there is.
+    """
+    for folder in (WEIGHTS / name, Path(name) / "export", Path(name)):
+        if all((folder / file).is_file() for file in FILES):
+            return folder
+    path = Path(name)
+    if path.is_dir():
+        missing = ", ".join(file for file in FILES if not (path / file).is_file())
+        raise CheckpointError(f"checkpoint {name}: no {missing} in this folder; train the stage to its end")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.suffix:
+        return _download(name)
+    raise CheckpointError(
+        f"checkpoint {name!r} does not exist: expected one of {', '.join(bundled())}, a folder with "
+        f"{', '.join(FILES)}, or a hub id owner/name"
+    )
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"checkpoint {name}: downloading needs huggingface-hub (pip install huggingface-hub)"
+        ) from None
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint {name} is no folder here, and the hub has not given it: {type(error).__name__}: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+    missing = [file for file in FILES if not (folder / file).is_file()]
+    if missing:
+        raise CheckpointError(f"checkpoint {name}: the hub repository lacks {', '.join(missing)}")
+    return folder
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): copy or train it again") from None
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    own = module.state_dict()
+    missing, unknown = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    if missing or unknown:
+        wrong = [f"lacks {', '.join(missing[:4])}"] if missing else []
+        wrong += [f"holds unknown {', '.join(unknown[:4])}"] if unknown else []
+        raise CheckpointError(f"{path} does not fit its {CONFIG}: it {' and '.join(wrong)}")
+    for name, tensor in own.items():
+        if tensors[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, its {CONFIG} asks for {tuple(tensor.shape)}"
+            )
+        if not torch.isfinite(tensors[name].float()).all():
+            raise CheckpointError(f"{path}: {name} holds NaN or infinity; copy or train it again")
+    with torch.no_grad():
+        module.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in own.items()})
+
+
+@lru_cache(maxsize=4)
+def load(name: str, device: torch.device) -> Checkpoint:
+    """Load a checkpoint onto a device; the same one again costs nothing.
+
+    Raises:
+        CheckpointError: Missing or damaged files.
+    """
+    if name == "debug" and not (WEIGHTS / name).is_dir():
+        config, transformer, autoencoder = _random()
+        digest = hashlib.sha256(config.to_json().encode())
+        for module in (transformer, autoencoder):
+            for key, tensor in sorted(module.state_dict().items()):
+                digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
+    else:
+        folder = find(name)
+        try:
+            config = ModelConfig.from_json((folder / CONFIG).read_text())
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+        transformer, autoencoder = WorldTransformer(config), TinyAutoencoder(config.autoencoder)
+        _fill(transformer, _read(folder / TRANSFORMER), folder / TRANSFORMER)
+        _fill(autoencoder, _read(folder / AUTOENCODER), folder / AUTOENCODER)
+        digest = hashlib.sha256()
+        for file in FILES:
+            digest.update((folder / file).read_bytes())
+    for module in (transformer, autoencoder):
+        module.eval().requires_grad_(False).to(device)
+    return Checkpoint(name, digest.hexdigest(), config, transformer, autoencoder)
+
+
+def _random() -> tuple[ModelConfig, WorldTransformer, TinyAutoencoder]:
+    """The `debug` preset: seeded weights in which every input matters, also those that start at zero in training."""
+    config = debug()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer, autoencoder = WorldTransformer(config), TinyAutoencoder(config.autoencoder)
+        nn.init.normal_(transformer.head.weight, std=config.width**-0.5)
+        for block in transformer.blocks:
+            if block.attention.gate is not None:  # type: ignore[union-attr]
+                nn.init.normal_(block.attention.gate.weight, std=config.width**-0.5)  # type: ignore[union-attr,arg-type]
+    return config, transformer, autoencoder
+
+
+def save(folder: str | Path, config: ModelConfig, transformer: nn.Module, autoencoder: nn.Module) -> None:
+    """Write a checkpoint folder, all of it or nothing; weights in fp16, statistics of the latent in fp32.
+
+    Raises:
+        FileExistsError: The folder exists and is not a checkpoint.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / CONFIG).is_file())):
+        raise FileExistsError(f"{target} exists and is no checkpoint: choose another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        (fresh / CONFIG).write_text(config.to_json())
+        for file, module in ((TRANSFORMER, transformer), (AUTOENCODER, autoencoder)):
+            tensors = {
+                name: (t if name.startswith("latent_norm.") or not t.is_floating_point() else t.half())
+                .contiguous()
+                .cpu()
+                for name, t in module.state_dict().items()
+            }
+            save_file(tensors, str(fresh / file), {"config": json.dumps(config.to_dict()["autoencoder"])})
+        fresh.chmod(0o755)
+        old = target.with_name(f".{target.name}-old-{os.getpid()}")
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)

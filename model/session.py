@@ -1,0 +1,257 @@
+"""A session: one generated world and all of its state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ..conventions.actions import validate_vector
+from ..conventions.poses import validate_poses
+from .attention import BlockLists
+from .memory import MemoryBank
+
+if TYPE_CHECKING:
+    from .snapshot import Snapshot
+    from .world_model import WorldModel
+
+ENCODE_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a session generates.
+
+    Attributes:
+        memory: `memory`, `dense`, `off` or `window` (see `WorldModel.start`).
+        top_k: Retrieved blocks.
+        steps: Sampler steps.
+        guidance: Action guidance scale, 1 is off.
+    """
+
+    memory: str
+    top_k: int
+    steps: int
+    guidance: float
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The newest chunk: generated or observed, not yet in memory (the next pass commits it).
+
+    Attributes:
+        latents: fp32 [c, C, h, w] on the model's device.
+        actions: float32 [c, 25].
+        poses: float64 [c, 5].
+        frame_index: int64 [c].
+    """
+
+    latents: Tensor
+    actions: NDArray[np.float32]
+    poses: NDArray[np.float64]
+    frame_index: NDArray[np.int64]
+
+
+class Session:
+    """One world. Made by `WorldModel.start`, `WorldModel.restore` or `fork`; stepped by `WorldModel.step`.
+
+    Attributes:
+        model: The model that generates.
+        seed: Of the noise.
+        settings: How it generates.
+        record_lists: Keep the retrieved lists of each step in `last_lists`.
+        last_lists: Per layer, the blocks that the last generated chunk retrieved in its last sampler step: lists int32
+            [heads, blocks of the chunk, top_k] and counts; block `j` is block `j % M` of frame `memory_frames[j // M]`.
+        force_lists: Per layer, blocks to retrieve in the next `observe` or step instead of the best-scoring ones, for
+            the frames of that call in the order of its pass: those it commits, then the noisy ones; lists int32
+            [1, heads, frames * M, k]. Used once.
+    """
+
+    def __init__(self, model: WorldModel, seed: int, settings: Settings) -> None:
+        self.model = model
+        self.seed = int(seed)
+        self.settings = settings
+        self.bank = MemoryBank(model.pool)
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.pending: Pending | None = None
+        self.origin: NDArray[np.float64] | None = None
+        self.next_frame = 0
+        self.forks = 0
+        self.step_ms = 0.0
+        self.record_lists = False
+        self.last_lists: list[BlockLists] | None = None
+        self.force_lists: list[BlockLists] | None = None
+        self.closed = False
+
+    def observe(
+        self,
+        frames: NDArray[np.uint8] | Tensor,
+        actions: ArrayLike,
+        poses: ArrayLike,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Let true frames enter the memory, all at once.
+
+        Args:
+            frames: uint8 [T, H, W, 3].
+            actions: float32 [T, 25]; `actions[t]` led to frame t.
+            poses: float64 [T, 5].
+            progress: Called with the number of frames done since the last call.
+
+        Raises:
+            ValueError: Wrong shape, type, range or NaN.
+        """
+        cfg = self.model.config
+        self._open()
+        pixels = torch.as_tensor(frames)
+        size = (cfg.height, cfg.frame_width, 3)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or tuple(pixels.shape[1:]) != size or not len(pixels):
+            raise ValueError(
+                f"frames are {str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}: expected uint8 "
+                f"[T, {size[0]}, {size[1]}, 3]"
+            )
+        count = len(pixels)
+        actions, poses = validate_vector(actions), validate_poses(poses)
+        if actions.shape != (count, cfg.action_dim) or poses.shape != (count, 5):
+            raise ValueError(
+                f"{count} frames with actions {actions.shape} and poses {poses.shape}: expected [{count}, "
+                f"{cfg.action_dim}] and [{count}, 5]"
+            )
+        if count % cfg.chunk:
+            raise ValueError(f"{count} frames: expected a multiple of the chunk of {cfg.chunk}")
+        with self.model.lock:
+            parts = [
+                self.model.autoencoder.encode(part.to(self.model.device)).float() for part in pixels.split(ENCODE_BATCH)
+            ]
+            index = np.arange(self.next_frame, self.next_frame + count)
+            if self.origin is None:
+                self.origin = poses[0].copy()
+            fresh = Pending(torch.cat(parts), actions, poses, index)
+            self.model.commit(self, _split(_joined(self.pending, fresh), cfg.chunk), progress)
+            self.next_frame += count
+        if progress is not None:
+            progress(cfg.chunk)
+
+    def fork(self, n: int) -> list[Session]:
+        """Branch into n sessions that share this memory; this one stays usable.
+
+        Child 0 continues this session's noise; child i draws its own, from (seed, number of the fork, i).
+        """
+        self._open()
+        if n < 1:
+            raise ValueError(f"fork({n}): expected at least 1")
+        self.forks += 1
+        children = []
+        for i in range(n):
+            child = Session(self.model, self.seed if i == 0 else derived_seed(self.seed, self.forks, i), self.settings)
+            child.bank = self.bank.fork()
+            if i == 0:
+                child.generator.set_state(self.generator.get_state())
+                child.forks = self.forks
+            child.pending, child.origin, child.next_frame = self.pending, self.origin, self.next_frame
+            child.record_lists = self.record_lists
+            children.append(child)
+        return children
+
+    def snapshot(self) -> Snapshot:
+        """Freeze the state; costs no copy as long as memory is not short."""
+        from .snapshot import Snapshot
+
+        self._open()
+        return Snapshot.of(self)
+
+    def decode_context(self) -> NDArray[np.uint8]:
+        """The newest chunk as the autoencoder shows it, uint8 [c, H, W, 3].
+
+        Raises:
+            ValueError: Nothing was observed or generated yet.
+        """
+        if self.pending is None:
+            raise ValueError("this session has no frame yet: observe some, or step")
+        with self.model.lock:
+            return self.model.autoencoder.decode(self.pending.latents).cpu().numpy()
+
+    @property
+    def pose(self) -> NDArray[np.float64] | None:
+        """Pose of the newest frame, float64 [5]."""
+        return None if self.pending is None else self.pending.poses[-1]
+
+    @property
+    def memory_frames(self) -> NDArray[np.int64]:
+        """Frame index of every frame that can be retrieved, int64 [n], in the order of the lists."""
+        return self.bank.frame_index
+
+    @property
+    def memory_poses(self) -> NDArray[np.float64]:
+        """Pose of every frame that can be retrieved, float64 [n, 5]."""
+        return self.bank.poses
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Facts about this session: memory, budget, timing, checkpoint."""
+        model = self.model
+        frames = len(self.bank)
+        return {
+            "frame_index": self.next_frame - 1,
+            "memory_frames": frames + (0 if self.pending is None else len(self.pending.frame_index)),
+            "memory_bytes": frames * model.pool.page_bytes,
+            "memory_budget": model.pool.budget,
+            "evicted_frames": self.bank.evicted,
+            "retrieved_lists": self.last_lists,
+            "step_ms": self.step_ms,
+            "memory": self.settings.memory,
+            "top_k": self.settings.top_k,
+            "steps": self.settings.steps,
+            "guidance": self.settings.guidance,
+            "checkpoint": model.name,
+            "checkpoint_sha256": model.sha256,
+        }
+
+    def close(self) -> None:
+        """Give the memory back; the session cannot be used any more."""
+        self.bank.close()
+        self.pending, self.closed = None, True
+
+    def _open(self) -> None:
+        if self.closed:
+            raise ValueError("this session is closed: start another")
+
+
+def derived_seed(seed: int, fork: int, child: int) -> int:
+    """Seed of a forked session."""
+    digest = hashlib.sha256(f"{seed}/{fork}/{child}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _joined(first: Pending | None, second: Pending) -> Pending:
+    if first is None:
+        return second
+    return Pending(
+        torch.cat([first.latents, second.latents]),
+        np.concatenate([first.actions, second.actions]),
+        np.concatenate([first.poses, second.poses]),
+        np.concatenate([first.frame_index, second.frame_index]),
+    )
+
+
+def _split(frames: Pending, chunk: int) -> tuple[Pending, Pending]:
+    """All but the last chunk, and the last chunk."""
+    cut = len(frames.frame_index) - chunk
+    parts = (slice(None, cut), slice(cut, None))
+    first, second = (
+        replace(
+            frames,
+            latents=frames.latents[part],
+            actions=frames.actions[part],
+            poses=frames.poses[part],
+            frame_index=frames.frame_index[part],
+        )
+        for part in parts
+    )
+    return first, second

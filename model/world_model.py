@@ -1,0 +1,382 @@
+"""The engine: `WorldModel` generates frames for any number of sessions, each with its own memory."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ..conventions.actions import validate_vector
+from ..conventions.poses import normalised_intrinsics, projective_matrices, validate_poses
+from . import checkpoint, flow
+from .attention import BlockLists
+from .memory import PagePool
+from .position import FrameMatrices, frame_matrices
+from .session import Pending, Session, Settings
+from .snapshot import Snapshot
+from .streaming import MODES, Row, Streamer, plan_pass
+
+PREFILL = {"cpu": 16, "cuda": 64}  # frames that one pass of a prefill commits
+
+
+class WorldModel:
+    """A loaded model and the memory of its sessions. Methods may be called from several threads; they take turns.
+
+    Attributes:
+        config: Sizes.
+        autoencoder: Frames to latents and back.
+        device: Where it runs.
+        name: Of the checkpoint.
+        sha256: Of the checkpoint.
+        kernel: Device, number type and attention kernel, which bitwise replay depends on.
+        frames_per_step: Frames that one `step` makes.
+    """
+
+    def __init__(
+        self, loaded: checkpoint.Checkpoint, device: torch.device, dtype: torch.dtype, memory_budget: int | None = None
+    ) -> None:
+        self.config, self.name, self.sha256 = loaded.config, loaded.name, loaded.sha256
+        self.transformer, self.autoencoder = loaded.transformer, loaded.autoencoder
+        self.device, self.dtype = device, dtype
+        self.pool = PagePool(self.config, device, dtype, memory_budget)
+        self.lock = self.pool.lock
+        self.streamer = Streamer(self.transformer, self.pool)
+        self.frames_per_step = self.config.chunk
+        backend = "cpu" if device.type == "cpu" else "triton"
+        self.kernel = f"{device.type}/{str(dtype).removeprefix('torch.')}/{backend}"
+        self._intrinsics = normalised_intrinsics(self.config.height, self.config.frame_width, self.config.vertical_fov)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = "tiny",
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        memory_budget: int | None = None,
+    ) -> WorldModel:
+        """Load a model.
+
+        Args:
+            name: `tiny`, `debug` (random weights), a checkpoint folder or a hub id.
+            device: `cpu`, `cuda`, ...
+            dtype: Of weights, keys and values: fp32 on the CPU, fp16 on CUDA by default.
+            memory_budget: Bytes of memory for all sessions; 2 GiB on the CPU and 8 GiB on CUDA by default.
+
+        Raises:
+            CheckpointError: No such checkpoint, or a damaged one.
+            ValueError: The device is not there, or the budget is too small.
+        """
+        place = torch.device(device)
+        if place.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {device}: this torch sees no CUDA device; use device='cpu'")
+        if place.type == "cuda" and place.index is None:
+            place = torch.device("cuda", torch.cuda.current_device())
+        if dtype is None:
+            dtype = torch.float16 if place.type == "cuda" else torch.float32
+        return cls(checkpoint.load(str(name), place), place, dtype, memory_budget)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the checkpoint, weights in fp16; all of it or nothing."""
+        checkpoint.save(folder, self.config, self.transformer, self.autoencoder)
+
+    def start(
+        self,
+        seed: int = 0,
+        memory: str = "memory",
+        top_k: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Session:
+        """Begin a world.
+
+        Args:
+            seed: Of its noise.
+            memory: `memory`, the model's own; `dense`, attention to everything; `off`, the window only; `window`,
+                retrieval limited to the window's frames.
+            top_k: Retrieved blocks; the config's by default.
+            steps: Sampler steps; the config's by default.
+            guidance: Action guidance scale (eq. 14), 1 is off; the config's by default.
+
+        Raises:
+            ValueError: A setting out of range.
+        """
+        cfg = self.config
+        settings = Settings(
+            memory,
+            cfg.top_k if top_k is None else int(top_k),
+            cfg.steps if steps is None else int(steps),
+            cfg.guidance if guidance is None else float(guidance),
+        )
+        if memory not in MODES:
+            raise ValueError(f"memory is {memory!r}: expected one of {', '.join(MODES)}")
+        if settings.top_k < 1 or settings.steps < 1 or not settings.guidance >= 0.0:
+            raise ValueError(
+                f"top_k {settings.top_k}, steps {settings.steps}, guidance {settings.guidance:g}: expected at least "
+                "1, 1, 0"
+            )
+        return Session(self, seed, settings)
+
+    def restore(self, snapshot: Snapshot) -> Session:
+        """Continue from a snapshot; any number of times.
+
+        Raises:
+            SnapshotError: It belongs to another checkpoint or kernel choice.
+        """
+        return snapshot.restore(self)
+
+    @overload
+    def step(
+        self, sessions: Sequence[Session], actions: ArrayLike, poses: ArrayLike, decode: Literal[True] = True
+    ) -> NDArray[np.uint8]: ...
+
+    @overload
+    def step(
+        self, sessions: Sequence[Session], actions: ArrayLike, poses: ArrayLike, decode: Literal[False]
+    ) -> None: ...
+
+    def step(
+        self, sessions: Sequence[Session], actions: ArrayLike, poses: ArrayLike, decode: bool = True
+    ) -> NDArray[np.uint8] | None:
+        """Generate one chunk in each session, all in one batch.
+
+        Args:
+            sessions: n different sessions of this model, of any lengths.
+            actions: float32 [n, F, 25] with F = `frames_per_step`.
+            poses: float64 [n, F, 5], of the frames to be generated.
+            decode: Whether frames are wanted.
+
+        Returns:
+            uint8 [n, F, H, W, 3], or None without decoding.
+
+        Raises:
+            ValueError: Wrong shape, range or NaN, or a session that is closed, foreign or named twice.
+        """
+        began = time.perf_counter()
+        sessions = list(sessions)
+        actions, poses = self._check(sessions, actions, poses)
+        groups: dict[tuple[Settings, bool], list[int]] = defaultdict(list)
+        for i, session in enumerate(sessions):
+            groups[session.settings, session.pending is None].append(i)
+        frames = None
+        with self.lock:
+            for (settings, _), rows in groups.items():
+                self._generate([sessions[i] for i in rows], actions[rows], poses[rows], settings)
+            if decode:
+                latents = torch.cat([session.pending.latents for session in sessions if session.pending is not None])
+                frames = (
+                    self.autoencoder.decode(latents)
+                    .cpu()
+                    .numpy()
+                    .reshape(len(sessions), self.config.chunk, *self._size)
+                )
+        for session in sessions:
+            session.step_ms = 1000.0 * (time.perf_counter() - began)
+        return frames
+
+    @property
+    def _size(self) -> tuple[int, int, int]:
+        return self.config.height, self.config.frame_width, 3
+
+    def _check(
+        self, sessions: list[Session], actions: ArrayLike, poses: ArrayLike
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        if not sessions:
+            raise ValueError("step needs at least one session")
+        if len({id(session) for session in sessions}) < len(sessions):
+            raise ValueError("a session is named twice in one step: fork it to branch")
+        for i, session in enumerate(sessions):
+            if session.model is not self:
+                raise ValueError(f"session {i} belongs to another WorldModel: step it with session.model.step")
+            if session.closed:
+                raise ValueError(f"session {i} is closed: start another")
+        checked, placed = validate_vector(actions), validate_poses(poses)
+        expected = (len(sessions), self.config.chunk)
+        if checked.shape != (*expected, self.config.action_dim) or placed.shape != (*expected, 5):
+            raise ValueError(
+                f"actions {checked.shape} and poses {placed.shape}: expected {(*expected, self.config.action_dim)} and "
+                f"{(*expected, 5)} (sessions, frames of a chunk, ...)"
+            )
+        return checked, placed
+
+    def _generate(self, sessions: list[Session], actions: NDArray, poses: NDArray, settings: Settings) -> None:
+        """Denoise one chunk in sessions that share settings and have a chunk to commit, or have none yet."""
+        cfg, chunk = self.config, self.config.chunk
+        branches = 1 if settings.guidance == 1.0 else 2
+        states = [session.generator.get_state() for session in sessions]
+        fresh: list[NDArray[np.int64]] = []
+        try:
+            for session in sessions:
+                if session.pending is not None:
+                    fresh.append(self.pool.allocate(chunk, session.bank.last))
+            scratch = self.pool.scratch(len(sessions) * branches * chunk).reshape(len(sessions), branches, chunk)
+            new = [self._placed(s, a, p) for s, a, p in zip(sessions, actions, poses, strict=True)]
+            old = [session.pending for session in sessions]
+            latents = self._denoise(sessions, old, new, fresh, scratch, settings)
+        except BaseException:
+            for slots in fresh:
+                self.pool.release(slots)
+            for session, state in zip(sessions, states, strict=True):
+                session.generator.set_state(state)
+            raise
+        for i, session in enumerate(sessions):
+            done, made = old[i], new[i]
+            if done is not None:
+                session.bank.append(fresh[i], done.frame_index, done.poses)
+            if session.origin is None:
+                session.origin = poses[i, 0].copy()
+            session.pending = Pending(latents[i], made.actions, made.poses, made.frame_index)
+            session.next_frame += chunk
+            session.force_lists = None
+        assert cfg.chunk == latents.shape[1]
+
+    def _placed(self, session: Session, actions: NDArray, poses: NDArray) -> Pending:
+        index = np.arange(session.next_frame, session.next_frame + self.config.chunk)
+        shape = (self.config.chunk, *self.config.autoencoder.latent_shape)
+        return Pending(flow.session_noise(session.generator, shape), actions, poses, index)
+
+    def _denoise(
+        self,
+        sessions: list[Session],
+        old: list[Pending | None],
+        new: list[Pending],
+        fresh: list[NDArray[np.int64]],
+        scratch: NDArray[np.int64],
+        settings: Settings,
+    ) -> Tensor:
+        """Run the sampler; its first pass also commits the pending chunks. Returns clean latents [n, c, C, h, w]."""
+        chunk, branches = self.config.chunk, scratch.shape[1]
+        commit = chunk if fresh else 0
+        histories = [
+            np.concatenate([session.bank.slots, fresh[i]]) if fresh else session.bank.slots
+            for i, session in enumerate(sessions)
+        ]
+        origins = [
+            poses_of.poses[0] if s.origin is None else s.origin for s, poses_of in zip(sessions, new, strict=True)
+        ]
+        state = torch.stack([frames.latents for frames in new]).to(self.device)
+        times = [*flow.schedule(settings.steps), 0.0]
+        forced = _forced(sessions)
+        for number, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
+            clean = commit if number == 0 else 0
+            rows = [Row(history, clean, tuple(scratch[i])) for i, history in enumerate(histories)]
+            plan = plan_pass(self.pool, rows, settings.memory, settings.top_k)
+            record: list[BlockLists] | None = [] if any(session.record_lists for session in sessions) else None
+            parts = [[done] * bool(clean) + [frames] * branches for done, frames in zip(old, new, strict=True)]
+            latents = torch.cat([state] * branches, 1)
+            if clean:
+                latents = torch.cat(
+                    [torch.stack([p.latents for p in old if p is not None]).to(self.device), latents], 1
+                )
+            keep = torch.ones(len(sessions), latents.shape[1], dtype=torch.bool, device=self.device)
+            if branches == 2:
+                keep[:, clean + chunk :] = False
+            skip = 0 if clean == commit else commit * self.config.blocks_per_frame
+            velocity = self.streamer.run(
+                plan,
+                latents,
+                self._actions(parts),
+                keep,
+                (0.0,) * clean + (now,) * (chunk * branches),
+                self._where(parts, origins),
+                None if forced is None else [BlockLists(*(t[:, :, skip:] for t in lists)) for lists in forced],
+                record,
+            )
+            assert velocity is not None
+            if branches == 2:
+                velocity = flow.guided(velocity[:, chunk:], velocity[:, :chunk], settings.guidance)
+            noise = None
+            if self.config.sampler == "renoise" and then > 0.0:
+                drawn = [flow.session_noise(session.generator, tuple(state.shape[1:])) for session in sessions]
+                noise = torch.stack(drawn).to(self.device)
+            state = flow.advance(state, velocity, now, then, noise)
+        _keep_lists(sessions, record, chunk * self.config.blocks_per_frame)
+        return state
+
+    def _actions(self, parts: list[list[Pending]]) -> Tensor:
+        rows = np.stack([np.concatenate([p.actions for p in row]) for row in parts])
+        return torch.from_numpy(rows).to(self.device)
+
+    def _where(self, parts: list[list[Pending]], origins: list[NDArray[np.float64]]) -> FrameMatrices:
+        """Position matrices of all frames of a pass, rows one after the other."""
+        pairs = [
+            projective_matrices(
+                np.concatenate([p.poses for p in row]), self._intrinsics, origin, self.config.translation_scale
+            )
+            for row, origin in zip(parts, origins, strict=True)
+        ]
+        projective, inverse = (
+            torch.from_numpy(np.concatenate([pair[i] for pair in pairs]).astype(np.float32)) for i in (0, 1)
+        )
+        index = torch.from_numpy(np.concatenate([p.frame_index for row in parts for p in row]))
+        return frame_matrices(self.config, self.streamer.tables, projective, inverse, index)
+
+    def commit(
+        self, session: Session, frames: tuple[Pending, Pending], progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Write frames into a session's memory, many in one pass, and leave the last chunk pending.
+
+        Args:
+            session: Whose.
+            frames: What to write, and the chunk to leave pending.
+            progress: Called with the number of frames done since the last call.
+        """
+        past, pending = frames
+        chunk, total, done = self.config.chunk, len(past.frame_index), 0
+        assert session.origin is not None
+        forced, session.force_lists = session.force_lists, None
+        blocks = self.config.blocks_per_frame
+        while done < total:
+            most = min(PREFILL.get(self.device.type, 16), self.pool.room(), total - done)
+            part = slice(done, done + max(chunk, most // chunk * chunk))
+            piece = Pending(past.latents[part], past.actions[part], past.poses[part], past.frame_index[part])
+            count = len(piece.frame_index)
+            slots = self.pool.allocate(count, session.bank.last)
+            try:
+                row = Row(np.concatenate([session.bank.slots, slots]), count)
+                plan = plan_pass(self.pool, [row], session.settings.memory, session.settings.top_k)
+                lists = None
+                if forced is not None:
+                    span = slice(done * blocks, (done + count) * blocks)
+                    lists = [BlockLists(*(t[:, :, span] for t in layer)) for layer in forced]
+                self.streamer.run(
+                    plan,
+                    piece.latents[None],
+                    self._actions([[piece]]),
+                    torch.ones(1, count, dtype=torch.bool, device=self.device),
+                    (0.0,) * count,
+                    self._where([[piece]], [session.origin]),
+                    lists,
+                )
+            except BaseException:
+                self.pool.release(slots)
+                raise
+            session.bank.append(slots, piece.frame_index, piece.poses)
+            done += count
+            if progress is not None:
+                progress(count)
+        session.pending = pending
+
+
+def _forced(sessions: list[Session]) -> list[BlockLists] | None:
+    """Lists forced on all sessions of a batch, stacked; None if there are none."""
+    given = [session.force_lists for session in sessions if session.force_lists is not None]
+    if not given:
+        return None
+    if len(given) < len(sessions):
+        raise ValueError("force_lists is set on some sessions of a batch only: set it on all, or step them apart")
+    return [BlockLists(*(torch.cat(t) for t in zip(*layer, strict=True))) for layer in zip(*given, strict=True)]
+
+
+def _keep_lists(sessions: list[Session], record: list[BlockLists] | None, rows: int) -> None:
+    for i, session in enumerate(sessions):
+        session.last_lists = None
+        if record is not None and session.record_lists:
+            session.last_lists = [BlockLists(*(t[i, :, :rows].cpu() for t in layer)) for layer in record]
