@@ -1,0 +1,94 @@
+"""The backend of the dreamed worlds: model sessions behind the rows of an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .rollout import frame_size, frames_per_step
+from .rows import Row
+from .start import Start
+from .worlds import Renderer, Simulator
+
+
+@lru_cache(maxsize=4)
+def load_model(checkpoint: str, device: str, memory_budget: int | None) -> Any:
+    """Load a `WorldModel` once for every environment that wants it (its own errors name the mend)."""
+    from .model import WorldModel
+
+    return WorldModel.from_pretrained(checkpoint, device=device, memory_budget=memory_budget)
+
+
+@lru_cache(maxsize=4)
+def _renderer(height: int, width: int, device: str) -> Renderer:
+    return Renderer(height=height, width=width, device=device)
+
+
+class Dream:
+    """Backend that generates frames.
+
+    Args:
+        checkpoint: Name, folder or hub id.
+        device: `cpu`, `cuda` or `auto`.
+        memory_budget: Bytes for the memories of all sessions of the model, or None.
+        **sampling: Arguments of `WorldModel.start`; None leaves the model's default.
+    """
+
+    has_worlds_only = False
+
+    def __init__(self, checkpoint: str, device: str, memory_budget: int | None, **sampling: Any) -> None:
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device {device!r}: this torch sees no CUDA device, use device='cpu'")
+        self.model = load_model(checkpoint, self.device, memory_budget)
+        self.height, self.width = frame_size(self.model)
+        self.frames_per_step = frames_per_step(self.model)
+        self._sampling = {name: value for name, value in sampling.items() if value is not None}
+
+    def begin(self, start: Start, seed: int) -> tuple[Any, NDArray[np.uint8]]:
+        """Open a session and let it observe the context."""
+        frames = start.frames
+        if frames is None:
+            assert start.simulator is not None
+            blocks = torch.from_numpy(start.simulator.blocks).to(self.device)
+            renderer = _renderer(self.height, self.width, self.device)
+            frames = renderer.render(blocks, np.zeros(len(start.poses), np.int64), start.poses).rgb.cpu().numpy()
+        session = self.model.start(seed=seed, **self._sampling)
+        session.observe(frames, start.actions, start.poses)
+        return session, frames[-1].copy()
+
+    def advance(
+        self, rows: Sequence[Row], actions: NDArray[np.float32], poses: NDArray[np.float64]
+    ) -> NDArray[np.uint8]:
+        """One batched model step."""
+        frames = self.model.step([row.handle for row in rows], actions, poses)
+        return torch.as_tensor(frames).cpu().numpy()
+
+    def memory_frames(self, handle: Any) -> int:
+        """Frames in the session's memory."""
+        return int(handle.stats["memory_frames"])
+
+    def stats(self, handle: Any) -> dict[str, Any]:
+        """The session's stats."""
+        return dict(handle.stats)
+
+    def snapshot(self, handle: Any) -> Any:
+        """A model snapshot."""
+        return handle.snapshot()
+
+    def restore(self, snapshot: Any, simulator: Simulator | None) -> Any:
+        """A session that goes on from a snapshot."""
+        return self.model.restore(snapshot)
+
+    def fork(self, handle: Any, simulators: Sequence[Simulator | None]) -> list[Any]:
+        """Forked sessions, copy-on-write."""
+        return list(handle.fork(len(simulators)))
+
+    def close(self, handle: Any) -> None:
+        """Free a session."""
+        handle.close()
