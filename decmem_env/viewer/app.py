@@ -78,6 +78,7 @@ class App:
             script=self._script,
             recording=self._recording,
             record=settings.record,
+            pause_at_end=settings.headless or self._recording is not None,
         )
 
     # -- life --------------------------------------------------------------------------------------------------------

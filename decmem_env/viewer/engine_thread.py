@@ -57,8 +57,8 @@ class Timing:
 class EngineThread(threading.Thread):
     """Owns a source and steps it with the mailbox's latest action, a script or a recording.
 
-    Attributes readable from any thread: `state`, `latest`, `history`, `paused`, `resting`, `recorded_frames`, `show_truth`,
-    `feed_done` (script or recording has run to its end, or there is none), `verdict`, `messages`.
+    Attributes readable from any thread: `state`, `latest`, `history`, `paused`, `resting`, `recorded_frames`,
+    `show_truth`, `feed_done` (script or recording has run to its end, or there is none), `verdict`, `messages`.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class EngineThread(threading.Thread):
         script: NDArray[np.float32] | None = None,
         recording: Recording | None = None,
         record: Path | None = None,
+        pause_at_end: bool = False,
     ) -> None:
         """Prepare; `start()` begins.
 
@@ -86,6 +87,7 @@ class EngineThread(threading.Thread):
             script: float32 [T, 25], run before the player's actions.
             recording: Run again and compared; decides the world and the start.
             record: Folder to record into from the first frame.
+            pause_at_end: Pause when the script or the recording has ended.
         """
         super().__init__(name="decmem-engine", daemon=True)
         self.mailbox, self.history = mailbox, History()
@@ -97,7 +99,7 @@ class EngineThread(threading.Thread):
         self.messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._make_source, self._seed, self._folder = make_source, seed, folder
         self._rate, self._turn_based = rate, turn_based
-        self._recording, self._record = recording, record
+        self._recording, self._record, self._pause_at_end = recording, record, pause_at_end
         actions = recording.actions if recording is not None else script
         self._feed: deque[NDArray[np.float32]] = deque(() if actions is None else actions)
         self.feed_done = not self._feed
@@ -299,7 +301,7 @@ class EngineThread(threading.Thread):
         if not self._feed and not self.feed_done:
             if self.verdict is not None:
                 self.messages.put(self.verdict.sentence())
-                self.paused = True
+            self.paused = self.paused or self._pause_at_end
             self.feed_done = True
 
     def _wait_for_the_clock(self) -> None:

@@ -54,7 +54,7 @@ def draw_hud(
         ("speed", f"{fps} frames/s"),
         ("step", f"{timing.p50:.0f} ms, p99 {timing.p99:.0f}"),
         ("frame", f"{shot.index}"),
-        ("memory", f"{shot.memory_frames} frames, {size_text(shot.memory_bytes)}" if shot.memory_frames else "none"),
+        ("memory", _memory_text(shot)),
         ("at", f"{x:.1f}  {y:.1f}  {z:.1f}"),
         ("looks", f"{compass(yaw)} {abs(yaw):.0f}°, {'down' if pitch > 0 else 'up'} {abs(pitch):.0f}°"),
         ("pose", facts.pose_source),
@@ -120,6 +120,13 @@ def _arrow(target: pygame.Surface, rect: pygame.Rect, way: tuple[int, int], ink:
         (x - dx * size - dy * size, y - dy * size - dx * size),
     ]
     pygame.draw.polygon(target, ink, [tip, *wings])
+
+
+def _memory_text(shot: Shot) -> str:
+    if not shot.memory_frames:
+        return "none"
+    text = f"{shot.memory_frames} frames, {size_text(shot.memory_bytes)}"
+    return f"{text}, {shot.forgotten} forgotten" if shot.forgotten else text
 
 
 def compass(yaw: float) -> str:

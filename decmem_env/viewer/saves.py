@@ -67,6 +67,7 @@ def write_save(folder: Path, source: PlaySource, shot: Shot, history: History) -
             "index": shot.index,
             "memory_frames": shot.memory_frames,
             "memory_bytes": shot.memory_bytes,
+            "forgotten": shot.forgotten,
             "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
         (partial / "viewer.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -100,7 +101,7 @@ def read_save(folder: Path, source: PlaySource, history: History) -> Shot:
         history.load(folder)
     except FileNotFoundError as error:
         raise ValueError(f"{folder.name} is incomplete: {Path(error.filename).name} is missing") from None
-    memory = {"memory_frames": int(facts["memory_frames"]), "memory_bytes": int(facts["memory_bytes"])}
+    memory = {name: int(facts[name]) for name in ("memory_frames", "memory_bytes", "forgotten")}
     return Shot(frame, pose, action, int(facts["index"]), **memory)
 
 

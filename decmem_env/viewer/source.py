@@ -30,6 +30,7 @@ class Shot:
         step_ms: Time the source worked on it (the true picture beside it not counted).
         memory_frames: Frames in memory.
         memory_bytes: Their size.
+        forgotten: Frames that were in memory and had to go because its budget was used up.
         truth: uint8 [H, W, 3], the true world at the same pose, when asked for.
         retrieved: int64 [K], indices of the frames whose blocks were retrieved, most used first.
         shares: float64 [K], share of all retrieved blocks, summing to 1.
@@ -42,6 +43,7 @@ class Shot:
     step_ms: float = 0.0
     memory_frames: int = 0
     memory_bytes: int = 0
+    forgotten: int = 0
     truth: NDArray[np.uint8] | None = None
     retrieved: NDArray[np.int64] = field(default_factory=_nothing)
     shares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
