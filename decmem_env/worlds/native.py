@@ -67,6 +67,23 @@ def load() -> ctypes.CDLL | None:
     return library
 
 
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def threads(wanted: int) -> int:
+    """Threads the library may use: one in a forked child, where OpenMP waits for ever for its parent's threads."""
+    return 1 if _forked else max(wanted, 1)
+
+
 def _build(compiler: str, target: Path) -> bool:
     """Compile next to the target, then rename: another process sees the whole library or none."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as folder:

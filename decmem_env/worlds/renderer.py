@@ -167,7 +167,7 @@ def _render_c(
     extra = (depth is not None) + 2 * (ids is not None)
     inputs = (array.data_ptr() for array in (worlds, index, cameras, atlas))
     outputs = (None if array is None else array.data_ptr() for array in (rgb, depth, ids))
-    library.render(*inputs, *size, len(cameras), extra, *outputs, torch.get_num_threads())
+    library.render(*inputs, *size, len(cameras), extra, *outputs, native.threads(torch.get_num_threads()))
 
 
 _warned = False

@@ -120,6 +120,24 @@ def test_threads_do_not_change_a_pixel(worlds, blocks):
     assert torch.equal(*made)
 
 
+def test_a_forked_child_renders_too(flat):
+    """OpenMP's threads do not survive a fork (gymnasium's AsyncVectorEnv forks)."""
+    code = """
+import os, signal, numpy as np, torch
+from decmem_env.worlds import Renderer, generate_world
+world, renderer = generate_world(0), Renderer(40, 64)
+torch.set_num_threads(2)
+draw = lambda: renderer.render(torch.from_numpy(world.blocks)[None], [0], world.spawn[None]).rgb
+before = draw()
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    os._exit(0 if torch.equal(draw(), before) else 1)
+raise SystemExit(os.waitpid(child, 0)[1])
+"""
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code]).returncode == 0
+
+
 def test_moving_changes_the_picture(worlds, blocks):
     """While a player moves, the previous frame copied scores at most 18 dB on average (measures)."""
     walks = sample_trajectories(worlds, 64, np.random.default_rng(3), grid=True, candidates=1)
