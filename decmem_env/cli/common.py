@@ -82,11 +82,25 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def load_model(checkpoint: str, device: str) -> Any:
+def load_model(checkpoint: str, device: str, memory_budget: int | None = None) -> Any:
     """Load a `WorldModel`; its own errors name the checkpoint and the mend."""
-    from decmem_env.model import WorldModel
+    from ..model import WorldModel
 
-    return WorldModel.from_pretrained(checkpoint, device=device)
+    return WorldModel.from_pretrained(checkpoint, device=device, memory_budget=memory_budget)
+
+
+def generous_budget(device: str) -> int:
+    """Bytes of session memory for a test that must not forget: half of what is free."""
+    import os
+
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(torch.device(device))[0] // 2
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):
+        return 4 << 30
 
 
 def say(text: str = "") -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from .common import CommandError, add_command, add_model_options
 
 _EXAMPLES = """\
-decmem play                          the bundled world
-decmem play --world-seed 8000001     another one
-decmem play --replay session.json    what was recorded"""
+decmem play                                     the bundled world
+decmem play --world-seed 8000001                another one
+decmem play --checkpoint voxel                  the true world
+decmem play --script "W*20 L*24" --record walk  walk by script, record actions and video
+decmem play --replay walk                       run a recording again and compare every frame"""
 
 
 def add_parser(commands: Any) -> None:
     """Add the sub-command."""
+    from ..viewer import add_options
+
     parser = add_command(
         commands,
         "play",
@@ -23,17 +28,17 @@ def add_parser(commands: Any) -> None:
         _EXAMPLES,
     )
     add_model_options(parser)
-    parser.add_argument("--world-seed", type=int, default=8_000_000, help="voxel world to start from")
-    parser.add_argument("--replay", metavar="FILE", help="play a recorded action log")
+    add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Open the viewer."""
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     try:
         import pygame  # noqa: F401
     except ImportError:
         raise CommandError('the viewer needs pygame: pip install "decmem-env[play]"') from None
     from ..viewer import play
 
-    return int(play(options) or 0)
+    return play(options)

@@ -12,6 +12,7 @@ from .common import (
     CommandError,
     add_command,
     add_model_options,
+    generous_budget,
     load_model,
     positive,
     resolve_device,
@@ -70,8 +71,9 @@ def run(options: argparse.Namespace) -> int:
         if path is not None and path.is_dir():
             raise CommandError(f"{path} is a folder: name a file")
     device = resolve_device(options.device)
-    model = load_model(options.checkpoint, device)
-    forgetful = load_model(options.window_checkpoint, device) if options.window_checkpoint else None
+    budget = generous_budget(device) // (2 if options.window_checkpoint else 1)
+    model = load_model(options.checkpoint, device, budget)
+    forgetful = load_model(options.window_checkpoint, device, budget) if options.window_checkpoint else None
 
     from ..report import write_html
     from ..results import write_json

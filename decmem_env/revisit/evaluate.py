@@ -252,10 +252,18 @@ def _dream(
     actions = np.repeat(np.stack([s.actions[context:] for s in batch.scripts]), seeds, 0)
     poses = np.repeat(np.stack([s.poses[context:] for s in batch.scripts]), seeds, 0)
     frames = roll_out(contender.model, sessions, actions, poses, device=batch.truth.rgb.device, progress=tell)
+    _refuse_forgetting(sessions)
     for session in {id(s): s for s in (*roots, *sessions)}.values():
         session.close()
     end = time.perf_counter()
     return frames.unflatten(0, (len(roots), seeds)), {"observe": middle - clock, "generate": end - middle}
+
+
+def _refuse_forgetting(sessions: list[Any]) -> None:
+    """A session that had to drop frames for lack of room would measure the budget, not the memory."""
+    evicted = sum(int(session.stats["evicted_frames"]) for session in sessions)
+    if evicted:
+        raise ValueError(f"{evicted} frames were evicted from memory: run fewer sessions at once (--batch)")
 
 
 def _masks(truth: Truth, row: int, script: Script, matches: Matches, gap: int) -> dict[int, torch.Tensor]:

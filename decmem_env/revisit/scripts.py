@@ -15,6 +15,7 @@ from .plans import PLANS, Plan, act, loop, wait, wander
 
 KINDS = tuple(PLANS)
 TRIES = 12  # places and plans tried for each script; the one with the most scored frames wins
+ROUNDS = 4  # of that many tries, for kinds that found nothing
 _BURN_IN = 40  # frames of exploring that are thrown away, so that scripts start all over the world
 
 
@@ -71,6 +72,16 @@ def build_world_scripts(world: Any, kinds: Sequence[str], gap: int, tries: int =
     Returns:
         At most one script a kind; none where no draw returns in time.
     """
+    found: dict[str, Script] = {}
+    for attempt in range(ROUNDS):
+        missing = [kind for kind in kinds if kind not in found]
+        if missing:
+            found |= _draw(world, missing, gap, tries, attempt)
+    return [found[kind] for kind in kinds if kind in found]
+
+
+def _draw(world: Any, kinds: Sequence[str], gap: int, tries: int, attempt: int) -> dict[str, Script]:
+    """The best of `tries` draws for each kind; kinds for which none returns in time are left out."""
     context, length = context_frames(gap), context_frames(gap) + generated_frames(gap)
     drawn: list[NDArray[np.float32]] = []
     variants: list[tuple[str, bool, bool]] = []
@@ -79,7 +90,7 @@ def build_world_scripts(world: Any, kinds: Sequence[str], gap: int, tries: int =
         number = KINDS.index(kind)
         near = bool((world.seed + number) % 2)
         grid = (world.seed // 2 + number) % 2 == 0
-        rng = np.random.default_rng([int(world.seed), number, gap])
+        rng = np.random.default_rng([int(world.seed), number, gap, attempt])
         for _ in range(tries):
             seen, rest = PLANS[kind](rng, grid, gap, near)
             drawn.append(_assemble(rng, grid, seen, rest, context, length))
@@ -91,15 +102,17 @@ def build_world_scripts(world: Any, kinds: Sequence[str], gap: int, tries: int =
     poses = _walk(world, np.stack(starts), actions)[:, _BURN_IN:]
     actions = actions[:, _BURN_IN:]
     actions[:, 0] = 0.0  # the first action of a clip is the reset no-op
-    best: dict[str, tuple[float, Script]] = {}
+    most: dict[str, int] = {}
+    best: dict[str, Script] = {}
     for i, (kind, near, grid) in enumerate(variants):
         found = match_poses(poses[i], context)
         wanted = (found.label == (NEAR if near else EXACT)) & found.left & found.in_context & in_gap(found.gap, gap)
-        hits = float(wanted.sum())
-        if hits > best.get(kind, (0.0, None))[0]:
+        hits = int(wanted.sum())
+        if hits > most.get(kind, 0):
+            most[kind] = hits
             noise = int(world.seed) * len(KINDS) + KINDS.index(kind)
-            best[kind] = (hits, Script(kind, int(world.seed), grid, context, actions[i], poses[i], noise))
-    return [best[kind][1] for kind in kinds if kind in best]
+            best[kind] = Script(kind, int(world.seed), grid, context, actions[i], poses[i], noise)
+    return best
 
 
 def build_long_run(world: Any, generated: int = 1000, tries: int = 48) -> Script | None:

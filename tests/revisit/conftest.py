@@ -41,6 +41,7 @@ class FakeSession:
     def __init__(self, model, seed, memory):
         self.model, self.seed, self.memory = model, seed, memory
         self.closed = False
+        self.stats = {"evicted_frames": 0}
 
     def observe(self, frames, actions, poses, progress=None):
         assert frames.dtype == np.uint8 and len(frames) == len(actions) == len(poses)
