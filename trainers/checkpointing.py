@@ -52,7 +52,7 @@ def random_states(rng: np.random.Generator, device: torch.device) -> tuple[dict[
     tensors = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["cuda"] = torch.cuda.get_rng_state(device)
-    return tensors, rng.bit_generator.state
+    return tensors, dict(rng.bit_generator.state)
 
 
 def restore_random_states(

@@ -47,6 +47,7 @@ class DynamicsTask:
         self.codec = load_autoencoder(folder).to(device).eval().requires_grad_(False)
         if device.type == "cuda":
             self.codec = self.codec.half()
+        self.model: Any
         self.model_config, self.model = build_transformer(folder, config.model, self.autoencoder.config)
         self.model.to(device)
         load_transformer_weights(folder, self.model)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .config import ObjectiveConfig
 from .data.latents import ClipBatch
@@ -76,7 +76,7 @@ def sample_inputs(latents: Tensor, config: ObjectiveConfig, context: Tensor | No
     return FlowInputs(noised, context_time, mix(latents, noise, time), time, noise - latents, keep)
 
 
-def run_model(model: nn.Module | Any, batch: ClipBatch, inputs: FlowInputs, attention: str) -> Tensor:
+def run_model(model: Any, batch: ClipBatch, inputs: FlowInputs, attention: str) -> Tensor:
     """One teacher-forced pass; velocity [B, T, C, h, w]."""
     return model.teacher_forcing(
         inputs.context,
@@ -104,7 +104,7 @@ def flow_loss(velocity: Tensor, inputs: FlowInputs, weight: str) -> Tensor:
     return error.mean()
 
 
-def one_step_prediction(model: nn.Module | Any, batch: ClipBatch, attention: str) -> Tensor:
+def one_step_prediction(model: Any, batch: ClipBatch, attention: str) -> Tensor:
     """Every frame predicted in one step from pure noise and its true past, fp32 [B, T, C, h, w], detached.
 
     The pass runs with gradients recorded and dropped at once, so that it shares the compiled graph of the training

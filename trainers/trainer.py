@@ -207,7 +207,7 @@ class Trainer:
             )
         speed = steps * self.task.frames_per_step / max(seconds, 1e-9)
         share = self._share()
-        record = {
+        record: dict[str, Any] = {
             "step": self.progress.step,
             "elapsed": round(self.progress.elapsed, 1),
             "progress": round(share, 4),
