@@ -29,7 +29,8 @@ EXIT_OK, EXIT_FAILED, EXIT_DIFFERENT = 0, 1, 3
 _FRAME = (160, 96)  # shape of the window until a frame says otherwise
 _MESSAGE_SECONDS = 4.0
 _UI_HZ, _HEADLESS_HZ = 60, 20
-_REDRAW_SECONDS = 0.05  # while nothing happens
+_REDRAW_SECONDS = {PLAYING: 0.25}  # while nothing happens: the recording dot blinks; elsewhere a bar moves
+_SILENT = (pygame.MOUSEMOTION, pygame.KEYUP, pygame.MOUSEBUTTONUP)  # change nothing that is on show
 
 
 class App:
@@ -140,7 +141,9 @@ class App:
         now = time.monotonic()
         self._messages += [(now, text) for text in self._drain()]
         self._messages = [(at, text) for at, text in self._messages if now - at < _MESSAGE_SECONDS][-3:]
-        if events or self.engine.latest is not self._drawn_shot or now - self._drawn_at > _REDRAW_SECONDS:
+        patience = _REDRAW_SECONDS.get(self.engine.state.phase, 0.04)
+        seen = all(event.type in _SILENT for event in events) and self.engine.latest is self._drawn_shot
+        if not seen or now - self._drawn_at > patience:
             self.draw()
             self._drawn_at = now
         self._check_end()
@@ -336,23 +339,33 @@ class App:
             strip = pygame.Rect(gap, area.bottom - height - gap, area.width - 2 * gap, height)
             draw_memory_strip(target, theme, strip, shot, engine.history)
             area = pygame.Rect(0, 0, area.width, strip.top - gap)
-        if self.shows["compare"] and self.bookmarks:
-            self.view.compare(target, theme, area, shot, self.bookmarks)
-        elif self.shows["truth"]:
-            self.view.split(target, theme, area, shot, title)
-        else:
-            self.view.single(target, area, shot)
         alone = not (self.shows["compare"] or self.shows["truth"])
+        picture = area.copy()
+        if not alone and (self.shows["hud"] or self.shows["minimap"]):
+            # Two pictures are wide and low: figures and map go below instead of over them.
+            picture.height -= theme.px(186)
+            area = pygame.Rect(0, picture.bottom, area.width, area.height - picture.height)
+        if alone:
+            self._crosshair(self.view.single(target, picture, shot))
+        elif self.shows["compare"]:
+            self.view.compare(target, theme, picture, shot, self.bookmarks)
+        else:
+            self.view.split(target, theme, picture, shot, title)
         if self.shows["minimap"]:
-            side = theme.px(176 if alone else 150)
-            corner = (area.right - theme.px(10), area.top + theme.px(10))
-            if not alone:  # the top right corner belongs to the truth or the bookmark
-                corner = (area.right - theme.px(10), area.bottom - theme.px(10) - side)
-            box = pygame.Rect(corner[0] - side, corner[1], side, side)
+            side = theme.px(176 if alone else 166)
+            box = pygame.Rect(area.right - theme.px(10) - side, area.top + theme.px(10), side, side)
             draw_minimap(target, theme, box, shot, engine.history.poses(), [mark.pose for mark in self.bookmarks])
         if self.shows["hud"]:
-            draw_lamps(target, theme, area, np.asarray(shot.action))
-            draw_hud(target, theme, area, shot, engine.timing(), self._facts(shot, title))
+            chips = draw_hud(target, theme, area, shot, engine.timing(), self._facts(shot, title), beside=not alone)
+            draw_lamps(target, theme, area if alone else pygame.Rect(chips, area.y, 0, area.height), shot.action)
+
+    def _crosshair(self, picture: pygame.Rect) -> None:
+        """Where breaking and placing aim."""
+        reach, (x, y) = self.theme.px(6), picture.center
+        sheet = pygame.Surface((2 * reach + 1, 2 * reach + 1), pygame.SRCALPHA)
+        pygame.draw.line(sheet, (255, 255, 255, 170), (reach, 0), (reach, 2 * reach), 1)
+        pygame.draw.line(sheet, (255, 255, 255, 170), (0, reach), (2 * reach, reach), 1)
+        self.window.blit(sheet, (x - reach, y - reach))
 
     def _facts(self, shot: Shot, title: str) -> HudFacts:
         engine = self.engine

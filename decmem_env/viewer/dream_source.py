@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..conventions.poses import integrate_kinematic
 from ..model import Session, Snapshot, WorldModel
 from ..rollout import frame_size, frames_per_step
+from ..scene import LOOK_AROUND
 from .settings import PlaySettings
 from .source import Opening, Progress, Shot
 from .stage import Stage
@@ -53,7 +54,9 @@ class DreamSource:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model = WorldModel.from_pretrained(settings.checkpoint, device=device)
-        return cls(model, settings.context, settings.pose_source, memory=settings.memory, steps=settings.steps)
+        return cls(
+            model, settings.context or LOOK_AROUND, settings.pose_source, memory=settings.memory, steps=settings.steps
+        )
 
     @property
     def session(self) -> Session:

@@ -47,11 +47,11 @@ class EngineState:
 
 @dataclass(frozen=True)
 class Timing:
-    """Speed of the last frames: frames a second (None before there are two), median and 99th percentile in ms."""
+    """Speed of the last frames: frames a second, median and 99th percentile in ms; None before there are any."""
 
-    fps: float | None
-    p50: float
-    p99: float
+    fps: float | None = None
+    p50: float | None = None
+    p99: float | None = None
 
 
 class EngineThread(threading.Thread):
@@ -133,7 +133,7 @@ class EngineThread(threading.Thread):
         """Speed of the last frames."""
         spent, times = list(self._spent), list(self._times)
         if not spent:
-            return Timing(None, 0.0, 0.0)
+            return Timing()
         fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else None
         return Timing(fps, float(np.percentile(spent, 50)), float(np.percentile(spent, 99)))
 

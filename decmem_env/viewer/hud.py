@@ -45,14 +45,33 @@ class HudFacts:
 
 
 def draw_hud(
-    target: pygame.Surface, theme: Theme, area: pygame.Rect, shot: Shot, timing: Timing, facts: HudFacts
-) -> None:
-    """Draw the panel of figures at the top left of an area and the chips beside it."""
+    target: pygame.Surface,
+    theme: Theme,
+    area: pygame.Rect,
+    shot: Shot,
+    timing: Timing,
+    facts: HudFacts,
+    beside: bool = False,
+) -> int:
+    """Draw the panel of figures at the top left of an area and the chips below or beside it.
+
+    Args:
+        target: Where to.
+        theme: Fonts and colours.
+        area: Part of the target.
+        shot: The frame on show.
+        timing: Speed.
+        facts: The rest.
+        beside: Chips to the right of the panel.
+
+    Returns:
+        Where the space to the right of the panel begins, in window pixels.
+    """
     fps = "--" if timing.fps is None else f"{timing.fps:.1f}"
     x, y, z, pitch, yaw = shot.pose
     rows = [
         ("speed", f"{fps} frames/s"),
-        ("step", f"{timing.p50:.0f} ms, p99 {timing.p99:.0f}"),
+        ("step", "--" if timing.p50 is None else f"{timing.p50:.0f} ms, p99 {timing.p99:.0f}"),
         ("frame", f"{shot.index}"),
         ("memory", _memory_text(shot)),
         ("at", f"{x:.1f}  {y:.1f}  {z:.1f}"),
@@ -70,7 +89,10 @@ def draw_hud(
     for i, (name, value) in enumerate(rows):
         theme.text(target, name, (rect.x + pad, top + i * line), theme.small, MUTED)
         theme.text(target, value, (rect.x + pad + label, top + i * line), theme.small, TEXT)
-    _draw_chips(target, theme, (rect.left, rect.bottom + theme.px(6)), facts)
+    _draw_chips(
+        target, theme, (rect.right + pad, rect.top) if beside else (rect.left, rect.bottom + theme.px(6)), facts
+    )
+    return rect.right
 
 
 def _draw_chips(target: pygame.Surface, theme: Theme, at: tuple[int, int], facts: HudFacts) -> None:

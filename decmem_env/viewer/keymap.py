@@ -69,7 +69,7 @@ HELP: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "Time",
         (
             ("Enter", "pause, go on"),
-            (".", "one single step"),
+            (". (dot)", "one single step"),
             ("R", "this world from its start"),
             ("N", "new world"),
             ("F5 / F8", "save / load"),

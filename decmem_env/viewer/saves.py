@@ -101,7 +101,7 @@ def read_save(folder: Path, source: PlaySource, history: History) -> Shot:
         history.load(folder)
     except FileNotFoundError as error:
         raise ValueError(f"{folder.name} is incomplete: {Path(error.filename).name} is missing") from None
-    memory = {name: int(facts[name]) for name in ("memory_frames", "memory_bytes", "forgotten")}
+    memory: dict[str, Any] = {name: int(facts[name]) for name in ("memory_frames", "memory_bytes", "forgotten")}
     return Shot(frame, pose, action, int(facts["index"]), **memory)
 
 

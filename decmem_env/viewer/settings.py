@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..scene import LOOK_AROUND
-
 DEFAULT_SEED = 8_000_000
 VOXEL = "voxel"  # the checkpoint name that plays the true world
 
@@ -23,7 +21,7 @@ class PlaySettings:
         device: `cpu`, `cuda` or `auto`.
         steps: Denoising steps a frame; None is the model's own.
         memory: `memory`, `dense`, `window` or `off`.
-        context: Action string of the true frames that are remembered first.
+        context: Action string of the true frames that are remembered first; None looks around once.
         pose_source: `truth` (the voxel world's physics) or `kinematic` (walks through walls).
         scale: Window pixels per frame pixel; None fits the screen.
         rate: Frames a second at most.
@@ -41,7 +39,7 @@ class PlaySettings:
     device: str = "auto"
     steps: int | None = None
     memory: str = "memory"
-    context: str = LOOK_AROUND
+    context: str | None = None
     pose_source: str = "truth"
     scale: int | None = None
     rate: float = 10.0
@@ -77,12 +75,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     seed_help = f"voxel world to start in (default: {DEFAULT_SEED})"
     parser.add_argument("--seed", "--world-seed", dest="seed", type=int, metavar="N", help=seed_help)
     parser.add_argument("--memory", default="memory", choices=("memory", "dense", "window", "off"), help="what it sees")
-    parser.add_argument(
-        "--context",
-        default=LOOK_AROUND,
-        metavar="KEYS",
-        help="how the remembered true frames are walked (default: look around once)",
-    )
+    context_help = "how the remembered true frames are walked (default: look around once)"
+    parser.add_argument("--context", metavar="KEYS", help=context_help)
     parser.add_argument("--pose-source", default="truth", choices=("truth", "kinematic"), help="who says where you are")
     parser.add_argument("--scale", type=int, metavar="N", help="window pixels per frame pixel (default: fits)")
     parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="frames a second at most (default: 10)")

@@ -59,7 +59,7 @@ class Stage:
     def save(self, folder: Path) -> None:
         """Write the simulator's state to `stage.npz`."""
         state = self.simulator.snapshot()
-        arrays = {name: np.asarray(value) for name, value in state.items()}
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in state.items()}
         np.savez_compressed(folder / "stage.npz", **arrays)
 
     def load(self, folder: Path) -> None:

@@ -76,7 +76,8 @@ class PictureView:
         number = nearest_bookmark(shot.pose, bookmarks)
         mark = bookmarks[number]
         height, width = shot.frame.shape[:2]
-        whole = fit((2 * width, height), area)
+        room = area.inflate(0, -theme.px(64))  # for the labels above and below
+        whole = fit((2 * width, height), room)
         gap = theme.px(2)
         left = pygame.Rect(whole.x, whole.y, whole.width // 2 - gap, whole.height)
         right = pygame.Rect(whole.centerx + gap, whole.y, whole.width // 2 - gap, whole.height)

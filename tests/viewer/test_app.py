@@ -1,9 +1,8 @@
 import time
 
 import numpy as np
+import pygame
 import pytest
-
-pygame = pytest.importorskip("pygame")
 
 from decmem_env.conventions.actions import Action
 from decmem_env.viewer.app import EXIT_DIFFERENT, EXIT_FAILED, EXIT_OK, App
@@ -136,7 +135,7 @@ def test_the_window_stays_alive_while_the_model_works(app, FakeSource):
 
 def test_a_failing_model_shows_an_error_and_can_be_tried_again(app, capfd, FakeSource, press, wait_for):
     source = FakeSource(fail_at=4)
-    window = app(source, rate=500.0)
+    window = app(source, settle=False, rate=500.0)
     wait_for(lambda: window.engine.state.phase == "failed")
     picture = pixels(window)
     assert (picture[..., 0] > 200).any() and window.exit_code == EXIT_FAILED

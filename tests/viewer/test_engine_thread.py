@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("pygame")
-
 from decmem_env.conventions.actions import Action, noop, parse_action_string
 from decmem_env.viewer.engine_thread import FAILED, PLAYING
 from decmem_env.viewer.saves import list_saves

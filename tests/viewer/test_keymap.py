@@ -1,7 +1,6 @@
 import numpy as np
+import pygame
 import pytest
-
-pygame = pytest.importorskip("pygame")
 
 from decmem_env.conventions.actions import Action, validate_vector
 from decmem_env.viewer.keymap import COMMANDS, HELP, MOUSE_DEGREES_PER_PIXEL, MOVES, ActionMailbox

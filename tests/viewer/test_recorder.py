@@ -1,10 +1,8 @@
 import json
 
-import imageio.v3 as iio
+import imageio_ffmpeg
 import numpy as np
 import pytest
-
-pytest.importorskip("pygame")
 
 from decmem_env.conventions.actions import Action, noop, parse_action_string
 from decmem_env.viewer.recorder import Recorder, action_from_json, action_to_json, frame_hash, unused_folder
@@ -12,6 +10,10 @@ from decmem_env.viewer.replay import read_recording
 from decmem_env.viewer.source import Shot
 
 SCRIPT = "W*4 W+L*3 N P B D*2"
+
+
+def video_frames(folder):
+    return imageio_ffmpeg.count_frames_and_secs(str(folder / "video.mp4"))[0]
 
 
 def recorded(engine, folder, wait_for, **options):
@@ -30,8 +32,7 @@ def test_recording_holds_actions_poses_hashes_facts_and_video(engine, tmp_path, 
     meta = json.loads((tmp_path / "r" / "meta.json").read_text())
     assert meta["checkpoint_hash"] == "abc" and meta["seed"] == 7 and meta["frames"] == len(lines)
     assert meta["sampler"] == {"steps": 1} and {"torch", "numpy", "threads"} <= set(meta["versions"])
-    video = iio.imread(tmp_path / "r" / "video.mp4")
-    assert len(video) == 1 + len(lines) and video.shape[1] % 24 == 0
+    assert video_frames(tmp_path / "r") == 1 + len(lines)
 
 
 def test_every_line_is_on_disk_before_the_next_frame_and_the_video_survives(tmp_path):
@@ -42,10 +43,9 @@ def test_every_line_is_on_disk_before_the_next_frame_and_the_video_survives(tmp_
         assert len((tmp_path / "r" / "actions.jsonl").read_text().splitlines()) == i + 1
     log = tmp_path / "r" / "actions.jsonl"
     log.write_text(log.read_text() + '{"step": 25, "act')  # the power went off here
-    recording = read_recording(log)
-    assert len(recording.actions) == 25
-    recorder._video.close()
-    assert len(iio.imread(tmp_path / "r" / "video.mp4")) == 26
+    assert len(read_recording(log).actions) == 25
+    recorder.close()
+    assert video_frames(tmp_path / "r") == 26
 
 
 def test_actions_survive_json_exactly():
