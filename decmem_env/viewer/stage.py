@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..conventions.actions import noop, parse_action_string
 from ..worlds import Renderer, Simulator, generate_world
+from ..worlds.hands import Edit
 
 
 class Stage:
@@ -19,8 +20,7 @@ class Stage:
     def __init__(self, seed: int, height: int = 96, width: int = 160) -> None:
         """Build the world of a seed; the player stands at its spawn."""
         self.seed = seed
-        # The contract of `worlds` is wider than what the viewer needs of it.
-        self.simulator: Any = Simulator([generate_world(seed)])
+        self.simulator = Simulator([generate_world(seed)])
         self._renderer = Renderer(height=height, width=width)
 
     @property
@@ -65,13 +65,6 @@ class Stage:
     def load(self, folder: Path) -> None:
         """Read the state back."""
         with np.load(folder / "stage.npz", allow_pickle=False) as arrays:
-            present = self.simulator.snapshot()
-            state = {name: _like(present[name], arrays[name]) for name in present}
+            state: dict[str, Any] = dict(arrays)
+        state["edits"] = [Edit(*row) for row in state["edits"].reshape(-1, len(Edit._fields)).tolist()]
         self.simulator.restore(state)
-
-
-def _like(example: Any, array: NDArray[Any]) -> Any:
-    """Edits are a list of tuples in the simulator and an array in the file."""
-    if isinstance(example, list):
-        return [tuple(row) for row in array.tolist()]
-    return array
