@@ -12,7 +12,6 @@ from ..rollout import decoded_truth
 from .matches import Matches
 from .scripts import Script
 
-SKY_DEPTH = 500.0  # blocks; the renderer gives sky a depth beyond everything it draws
 _RENDER_CHUNK = 2048  # frames rendered, encoded or decoded at a time on a GPU
 _RENDER_CHUNK_CPU = 64
 
@@ -46,8 +45,8 @@ class Truth:
         for start in range(0, len(flat), chunk):
             part = slice(start, start + chunk)
             made = renderer.render(stacked, world[part], flat[part], depth=True)
-            rgb.append(torch.as_tensor(made.rgb))
-            depth.append(torch.as_tensor(made.depth).masked_fill(made.depth >= SKY_DEPTH, torch.inf))
+            rgb.append(made.rgb)
+            depth.append(made.depth)
         self.rgb = torch.cat(rgb).unflatten(0, (count, length))
         self.depth = torch.cat(depth).unflatten(0, (count, length))
         self.context = scripts[0].context
