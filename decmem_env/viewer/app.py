@@ -45,8 +45,10 @@ class App:
         """Check script and recording; nothing is opened yet.
 
         Raises:
-            ValueError: A bad action string, or no recording where one was named.
+            ValueError: A bad action string, no recording where one was named, or one where none may be.
         """
+        if settings.record is not None and (settings.record / "actions.jsonl").exists():
+            raise ValueError(f"{settings.record} holds a recording already: name another folder")
         self.settings = settings
         self._make_source = make_source
         self._script = parse_action_string(settings.script) if settings.script else None
@@ -159,7 +161,6 @@ class App:
     def _check_end(self) -> None:
         engine = self.engine
         if engine.state.phase == FAILED and self.settings.headless:
-            print(f"the world stopped: {engine.state.text}", file=sys.stderr)
             self.running = False
         if self._ended or not engine.feed_done or engine.state.phase != PLAYING:
             return
@@ -319,10 +320,7 @@ class App:
             draw_start(target, theme, state)
         else:
             self._draw_play(shot)
-        bottom = target.get_height() - theme.px(16)
-        if self.shows["memory"] and state.phase == PLAYING:
-            bottom -= strip_height(theme)
-        draw_messages(target, theme, [text for _, text in self._messages], bottom)
+        draw_messages(target, theme, [text for _, text in self._messages])
         if self._cards is not None:
             draw_saves(target, theme, self._cards, self._chosen)
         if self.shows["help"]:
@@ -334,6 +332,7 @@ class App:
         area = target.get_rect()
         source = engine.source
         title = source.title if source is not None else ""
+        self._set_caption(f"decmem: {title}, world {source.seed}" if source is not None else "decmem")
         if self.shows["memory"]:
             gap, height = theme.px(6), strip_height(theme)
             strip = pygame.Rect(gap, area.bottom - height - gap, area.width - 2 * gap, height)
@@ -358,6 +357,10 @@ class App:
         if self.shows["hud"]:
             chips = draw_hud(target, theme, area, shot, engine.timing(), self._facts(shot, title), beside=not alone)
             draw_lamps(target, theme, area if alone else pygame.Rect(chips, area.y, 0, area.height), shot.action)
+
+    def _set_caption(self, words: str) -> None:
+        if pygame.display.get_caption()[0] != words:
+            pygame.display.set_caption(words)
 
     def _crosshair(self, picture: pygame.Rect) -> None:
         """Where breaking and placing aim."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 import traceback
@@ -39,7 +40,7 @@ class EngineState:
     """
 
     phase: str = PREPARING
-    text: str = "loading"
+    text: str = "loading the model"
     done: int = 0
     total: int = 0
     picture: NDArray[np.uint8] | None = None
@@ -198,8 +199,10 @@ class EngineThread(threading.Thread):
                     self._advance(action)
                     self._wait_for_the_clock()
         except Exception as error:  # whatever the model raises must reach the player, not kill the window
-            traceback.print_exc()
+            if not isinstance(error, (ValueError, OSError)):  # those say in one line what is wrong
+                traceback.print_exc()
             text = str(error).strip() or type(error).__name__
+            print(f"the world stopped: {text}", file=sys.stderr)
             self.state = EngineState(FAILED, text)
         finally:
             self._close()

@@ -150,8 +150,8 @@ def _open_video(path: Path, width: int, height: int, fps: int) -> Any:
         quality=None,
         macro_block_size=2,
         ffmpeg_log_level="error",
-        output_params=["-preset", "veryfast", "-crf", "17", "-g", str(fps), "-threads", "1"]
-        + ["-movflags", "+frag_keyframe+empty_moov+default_base_moof"],
+        output_params=["-preset", "veryfast", "-crf", "17", "-tune", "zerolatency", "-g", str(fps)]
+        + ["-threads", "1", "-flush_packets", "1", "-movflags", "+frag_keyframe+empty_moov+default_base_moof"],
     )
     writer.send(None)
     return writer

@@ -9,7 +9,7 @@ import pygame
 from .engine_thread import EngineState
 from .keymap import HELP
 from .saves import SaveCard
-from .theme import ACCENT, ALARM, BACKGROUND, EDGE, MEMORY, MUTED, TEXT, Theme, fit, icon, surface
+from .theme import ACCENT, ALARM, BACKGROUND, MEMORY, MUTED, TEXT, Theme, fit, icon, surface
 
 
 def draw_start(target: pygame.Surface, theme: Theme, state: EngineState) -> None:
@@ -63,9 +63,7 @@ def draw_failure(target: pygame.Surface, theme: Theme, text: str) -> None:
     for words in lines:
         theme.text(target, words, (x, y), theme.body, TEXT)
         y += line
-    theme.text(
-        target, "R tries again    Esc quits    the terminal has the details", (x, y + theme.px(12)), theme.small, MUTED
-    )
+    theme.text(target, "R tries again    Esc quits", (x, y + theme.px(12)), theme.small, MUTED)
 
 
 def draw_help(target: pygame.Surface, theme: Theme) -> None:
@@ -120,23 +118,23 @@ def draw_saves(target: pygame.Surface, theme: Theme, cards: Sequence[SaveCard], 
         y += row
 
 
-def draw_messages(target: pygame.Surface, theme: Theme, messages: Sequence[str], bottom: int) -> None:
-    """Short messages above the bottom edge, the newest lowest."""
-    for words in reversed(messages):
-        lines = theme.wrap(words, target.get_width() - theme.px(120), theme.body)
-        line = theme.body.get_linesize()
+def draw_messages(target: pygame.Surface, theme: Theme, messages: Sequence[str]) -> None:
+    """Short messages at the top, the newest lowest."""
+    top = theme.px(12)
+    line = theme.body.get_linesize()
+    for words in messages:
+        lines = theme.wrap(words, target.get_width() - theme.px(440), theme.body)
         width = max(theme.body.size(part)[0] for part in lines) + theme.px(32)
-        rect = pygame.Rect(0, 0, width, line * len(lines) + theme.px(14))
-        rect.midbottom = (target.get_rect().centerx, bottom)
+        rect = pygame.Rect(0, top, width, line * len(lines) + theme.px(14))
+        rect.centerx = target.get_rect().centerx
         theme.panel(target, rect, (13, 17, 26, 225))
         for i, part in enumerate(lines):
             at = (rect.centerx, rect.y + theme.px(7) + i * line)
             theme.text(target, part, at, theme.body, TEXT, "midtop")
-        bottom = rect.top - theme.px(6)
+        top = rect.bottom + theme.px(6)
 
 
 def _dim(target: pygame.Surface) -> None:
     veil = pygame.Surface(target.get_size(), pygame.SRCALPHA)
     veil.fill((*BACKGROUND, 150))
     target.blit(veil, (0, 0))
-    pygame.draw.rect(target, EDGE, target.get_rect(), width=1)

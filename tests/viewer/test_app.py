@@ -192,3 +192,10 @@ def test_escape_and_the_close_button_quit(app, press):
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         PlaySettings(**settings)
+
+
+def test_a_used_recording_folder_is_refused_before_anything_opens(tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "actions.jsonl").touch()
+    with pytest.raises(ValueError, match="holds a recording already"):
+        App(PlaySettings(record=tmp_path / "r"), lambda: None)
