@@ -133,9 +133,10 @@ class Session:
             if self.origin is None:
                 self.origin = poses[0].copy()
             fresh = Pending(torch.cat(parts), actions, poses, index)
+            waiting = self.pending is not None
             self.model.commit(self, _split(_joined(self.pending, fresh), cfg.chunk), progress)
             self.next_frame += count
-        if progress is not None:
+        if progress is not None and not waiting:
             progress(cfg.chunk)
 
     def fork(self, n: int) -> list[Session]:

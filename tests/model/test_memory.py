@@ -1,0 +1,124 @@
+import gc
+
+import numpy as np
+import pytest
+import torch
+from decmem_env.model.config import debug, tiny
+from decmem_env.model.memory import MemoryBank, PagePool, page_bytes
+
+from .conftest import build, make_walk
+from .test_sessions import begin, play
+
+
+def small(frames: int, **changes):
+    """A model whose memory holds so many frames."""
+    probe = build(**changes)
+    return build(memory_budget=frames * probe.pool.page_bytes + 5, **changes)
+
+
+def test_a_page_of_tiny_has_the_size_it_is_said_to_have():
+    assert page_bytes(tiny(), torch.float32) == 8 * 5 * 64 * (2 * 60 * 4 + 6 * 4)
+    pool = PagePool(debug(), torch.device("cpu"), torch.float32, 1 << 20)
+    held = sum(t[0].numel() * t[0].element_size() for t in pool.keys(0)) + pool.pooled(0, slice(None)).numel() * 4
+    assert held * 2 == pool.limit * pool.page_bytes
+
+
+def test_the_budget_holds_and_forgetting_is_told():
+    model, walk = small(30, window=4), make_walk(60)
+    session = begin(model, walk, 1, context=20)
+    play(model, session, walk, 20, 60)
+    stats = session.stats
+    assert model.pool.used <= 30
+    assert stats["evicted_frames"] > 20
+    assert stats["memory_frames"] + stats["evicted_frames"] == 60
+    assert stats["memory_bytes"] <= model.pool.budget
+    # The oldest went first.
+    assert session.memory_frames.tolist() == list(range(59 - len(session.memory_frames), 59))
+
+
+def test_a_prefill_longer_than_the_budget_keeps_the_newest():
+    model, walk = small(20, window=4), make_walk(60)
+    session = begin(model, walk, 1, context=60)
+    assert session.stats["evicted_frames"] > 30
+    assert session.memory_frames[-1] == 58
+    assert play(model, session, make_walk(61), 60, 61).shape == (1, 96, 160, 3)
+
+
+def test_windows_of_all_sessions_survive_and_then_memory_is_full():
+    model, walk = small(24, window=4), make_walk(30)
+    sessions = [begin(model, walk, i, context=12) for i in range(3)]
+    for session in sessions:
+        assert session.memory_frames[-5:].tolist() == [6, 7, 8, 9, 10]
+    play(model, sessions[0], walk, 12, 15)
+    with pytest.raises(MemoryError, match="close some, or give .* a larger memory_budget"):
+        held = [begin(model, walk, i, context=12) for i in range(3)]
+        del held
+    sessions[1].close()
+    gc.collect()
+    play(model, begin(model, walk, 9, context=12), walk, 12, 14)
+
+
+def test_snapshots_step_aside_when_memory_is_short():
+    model, walk = small(40, window=4), make_walk(60)
+    session = begin(model, walk, 1, context=30)
+    state = session.snapshot()
+    wanted = play(model, session, walk, 30, 32)
+    session.close()
+    other = begin(model, make_walk(60, 3), 2, context=36)
+    assert other.stats["evicted_frames"] == 0
+    other.close()
+    restored = model.restore(state)
+    assert restored.stats["memory_frames"] == 30
+    assert np.array_equal(play(model, restored, walk, 30, 32), wanted)
+
+
+def test_pages_are_shared_and_given_back():
+    model, walk = build(), make_walk(40)
+    session = begin(model, walk, 1, context=20)
+    before = model.pool.used
+    children = session.fork(4)
+    state = session.snapshot()
+    assert model.pool.used == before
+    play(model, children[0], walk, 20, 23)
+    assert model.pool.used == before + 3 + 1  # three pages and the scratch page
+    for holder in (session, *children):
+        holder.close()
+        holder.close()
+    assert model.pool.used == before + 1
+    del state
+    assert model.pool.used == 1
+    lost = begin(model, walk, 1, context=20)
+    del lost
+    gc.collect()
+    assert model.pool.used == 1
+
+
+def test_tables_with_gaps_give_the_same_frames():
+    """A session whose pages lie scattered among those of another equals one with pages in a row."""
+    walk = make_walk(40)
+    model = small(80)
+    wanted = play(model, begin(model, walk, 1, context=4), walk, 4, 20)
+    scattered, other = begin(model, walk, 1, context=4), begin(model, make_walk(40, 5), 2, context=4)
+    blocker = MemoryBank(model.pool)
+    frames = []
+    for t in range(4, 20):
+        frames.append(model.step([scattered], *walk.chunk(t))[0])
+        blocker.append(model.pool.allocate(1, scattered.bank.last), np.zeros(1, np.int64), np.zeros((1, 5)))
+        play(model, other, walk, t, t + 1)
+    assert (np.diff(scattered.bank.slots) != 1).any()
+    assert np.array_equal(np.concatenate(frames), wanted)
+
+
+def test_a_pool_that_grows_keeps_its_pages(monkeypatch):
+    pool = PagePool(debug(), torch.device("cpu"), torch.float32, 4 << 20)
+    slots = pool.allocate(3)
+    for layer in range(2):
+        keys = torch.randn(3, 2, 60, 32)
+        pool.write(layer, torch.from_numpy(slots), keys, keys + 1, torch.randn(3, 2, 6, 32))
+    before = pool.copy_out(slots)
+    pool.limit *= 2
+    pool._grow(pool.limit)
+    for one, other in zip(before, pool.copy_out(slots), strict=True):
+        assert torch.equal(one, other)
+    assert pool.keys(1)[0].shape == (1, 2, pool.limit * 60, 32)
+    assert pool.used == 3
