@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .history import History
 from .keymap import ActionMailbox
 from .recorder import Recorder, time_stamp, unused_folder
-from .replay import Recording, Verdict, check_source
+from .replay import Recording, Verdict, check_source, use_recorded_threads
 from .saves import read_save, save_seed, write_save
 from .source import PlaySource, Shot
 
@@ -225,6 +225,7 @@ class EngineThread(threading.Thread):
         else:
             assert self._source is not None
             check_source(self._recording, self._source.describe())
+            use_recorded_threads(self._recording)
             if self._recording.start is not None:
                 self._load(self._recording.start)
             else:

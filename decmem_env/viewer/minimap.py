@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pygame
@@ -68,7 +68,7 @@ def draw_minimap(
     every = max(1, -(-len(poses) // _DOTS))
     for x, y in at(poses[::every]):
         pygame.draw.circle(sheet, (*MUTED, 150), (x, y), theme.px(1.6))
-    _draw_retrieved(sheet, theme, shot, poses, at, zoom)
+    _draw_retrieved(sheet, theme, shot, poses, at)
     for number, pose in enumerate(bookmarks, 1):
         x, y = at(pose)
         size = theme.px(5)
@@ -81,7 +81,14 @@ def draw_minimap(
     theme.text(target, f"ring {ring} blocks", inner.bottomright, theme.small, MUTED, "bottomright")
 
 
-def _draw_retrieved(sheet, theme, shot, poses, at, zoom) -> None:  # type: ignore[no-untyped-def]
+def _draw_retrieved(
+    sheet: pygame.Surface,
+    theme: Theme,
+    shot: Shot,
+    poses: NDArray[np.float64],
+    at: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> None:
+    """Light up what is being looked up, with the direction it was seen in; the strongest last."""
     known = shot.retrieved < len(poses)
     shares = shot.shares[known]
     strongest = max(float(shares.max(initial=0.0)), 1e-9)

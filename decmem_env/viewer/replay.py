@@ -119,6 +119,15 @@ class Verdict:
         return f" ({', '.join(changed)})" if changed else ""
 
 
+def use_recorded_threads(recording: Recording) -> None:
+    """Let torch compute with as many threads as when it was recorded: sums depend on it in the last bits."""
+    import torch
+
+    threads = recording.meta.get("versions", {}).get("threads")
+    if isinstance(threads, int) and threads > 0:
+        torch.set_num_threads(threads)
+
+
 def check_source(recording: Recording, facts: dict[str, Any]) -> None:
     """Refuse to replay with another checkpoint or sampler.
 

@@ -45,8 +45,8 @@ class PictureView:
         """The frame alone; returns where it is."""
         return self._place(target, area, shot.frame)
 
-    def split(self, target: pygame.Surface, theme: Theme, area: pygame.Rect, shot: Shot, title: str) -> pygame.Rect:
-        """The dream large, the truth and their difference beside it; returns where the dream is."""
+    def split(self, target: pygame.Surface, theme: Theme, area: pygame.Rect, shot: Shot, title: str) -> None:
+        """The dream large, the truth and their difference beside it."""
         height, width = shot.frame.shape[:2]
         whole = fit((3 * width, 2 * height), area)
         gap = theme.px(3)
@@ -57,7 +57,7 @@ class PictureView:
         lower = pygame.Rect(right.x, right.y + right.height + gap // 2, right.width, right.height - gap // 2)
         if shot.truth is None:
             theme.text(target, "the truth comes with the next frame", truth_area.center, theme.small, MUTED, "center")
-            return placed
+            return
         self._place(target, truth_area, shot.truth)
         gap_picture = np.abs(shot.frame.astype(np.int16) - shot.truth.astype(np.int16))
         self._place(target, lower, np.minimum(2 * gap_picture, 255).astype(np.uint8))
@@ -67,12 +67,11 @@ class PictureView:
             target, f"difference x2   {psnr(shot.frame, shot.truth):.1f} dB", (lower.x + inset, lower.y + inset), MEMORY
         )
         theme.chip(target, title, (placed.right - inset, placed.y + inset), ACCENT, "topright")
-        return placed
 
     def compare(
         self, target: pygame.Surface, theme: Theme, area: pygame.Rect, shot: Shot, bookmarks: list[Bookmark]
-    ) -> pygame.Rect:
-        """Now and the nearest bookmark side by side, with the PSNR between them; returns where now is."""
+    ) -> None:
+        """Now and the nearest bookmark side by side, with the PSNR between them."""
         number = nearest_bookmark(shot.pose, bookmarks)
         mark = bookmarks[number]
         height, width = shot.frame.shape[:2]
@@ -87,19 +86,12 @@ class PictureView:
         same = bool(is_exact(shot.pose, mark.pose))
         where = "the same view" if same else f"{float(distance):.1f} blocks and {float(angle):.0f}° away"
         colour: Colour = ACCENT if same else MUTED
-        theme.chip(
-            target, f"now, frame {shot.index}", (now.right - gap * 4, now.top - theme.px(6)), TEXT, "bottomright"
-        )
-        theme.chip(
-            target,
-            f"bookmark {number + 1}, frame {mark.index}",
-            (then.left, then.top - theme.px(6)),
-            MARK,
-            "bottomleft",
-        )
+        inset = theme.px(8)
+        theme.chip(target, f"now, frame {shot.index}", (now.x + inset, now.y + inset), TEXT)
+        title = f"bookmark {number + 1}, frame {mark.index}"
+        theme.chip(target, title, (then.x + inset, then.y + inset), MARK)
         middle = (whole.centerx, now.bottom + theme.px(10))
         theme.chip(target, f"{psnr(shot.frame, mark.frame):.1f} dB   {where}", middle, colour, "midtop")
-        return now
 
     def _place(self, target: pygame.Surface, area: pygame.Rect, frame: NDArray[np.uint8]) -> pygame.Rect:
         image = surface(frame)

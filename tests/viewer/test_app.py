@@ -199,3 +199,18 @@ def test_a_used_recording_folder_is_refused_before_anything_opens(tmp_path):
     (tmp_path / "r" / "actions.jsonl").touch()
     with pytest.raises(ValueError, match="holds a recording already"):
         App(PlaySettings(record=tmp_path / "r"), lambda: None)
+
+
+@pytest.mark.parametrize("size", [(320, 200), (480, 700), (1600, 500)])
+def test_every_view_draws_at_any_window_size(app, wait_for, size):
+    window = app(turn_based=True)
+    window.engine.single_step()
+    wait_for(lambda: window.engine.latest.index == 3)
+    window.window = pygame.display.set_mode(size, pygame.RESIZABLE)
+    window.handle(pygame.event.Event(pygame.VIDEORESIZE, size=size, w=size[0], h=size[1]))
+    assert window.window.get_size() == size
+    window.command("bookmark")
+    for name in ("memory", "truth", "compare", "help", "load", "back", "back", "compare"):
+        window.command(name)
+        window.draw()
+    assert window.running

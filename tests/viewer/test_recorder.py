@@ -3,6 +3,7 @@ import json
 import imageio_ffmpeg
 import numpy as np
 import pytest
+import torch
 
 from decmem_env.conventions.actions import Action, noop, parse_action_string
 from decmem_env.viewer.recorder import Recorder, action_from_json, action_to_json, frame_hash, unused_folder
@@ -140,3 +141,17 @@ def test_broken_recordings_are_named(engine, tmp_path, break_it, message, wait_f
     break_it(tmp_path / "r")
     with pytest.raises(ValueError, match=message):
         read_recording(tmp_path / "r")
+
+
+def test_a_replay_computes_with_the_recorded_number_of_threads(engine, tmp_path, wait_for):
+    recorded(engine, tmp_path / "r", wait_for)
+    before = torch.get_num_threads()
+    meta = json.loads((tmp_path / "r" / "meta.json").read_text())
+    assert meta["versions"]["threads"] == before
+    meta["versions"]["threads"] = before + 1
+    (tmp_path / "r" / "meta.json").write_text(json.dumps(meta))
+    try:
+        engine(rate=None, recording=read_recording(tmp_path / "r"))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
