@@ -74,7 +74,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the viewer's own options (without checkpoint, device and steps) to a command line."""
     seed_help = f"voxel world to start in (default: {DEFAULT_SEED})"
     parser.add_argument("--seed", "--world-seed", dest="seed", type=int, metavar="N", help=seed_help)
-    parser.add_argument("--memory", default="memory", choices=("memory", "dense", "window", "off"), help="what it sees")
+    parser.add_argument(
+        "--memory", default="memory", choices=("memory", "dense", "window", "off"), help="what the model sees"
+    )
     context_help = "how the remembered true frames are walked (default: look around once)"
     parser.add_argument("--context", metavar="KEYS", help=context_help)
     parser.add_argument("--pose-source", default="truth", choices=("truth", "kinematic"), help="who says where you are")

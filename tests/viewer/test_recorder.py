@@ -143,15 +143,21 @@ def test_broken_recordings_are_named(engine, tmp_path, break_it, message, wait_f
         read_recording(tmp_path / "r")
 
 
-def test_a_replay_computes_with_the_recorded_number_of_threads(engine, tmp_path, wait_for):
+def test_a_replay_computes_with_the_recorded_number_of_threads(engine, tmp_path, wait_for, FakeSource):
+    seen = []
+
+    class Counting(FakeSource):
+        def reset(self, seed, progress):
+            seen.append(torch.get_num_threads())
+            return super().reset(seed, progress)
+
     recorded(engine, tmp_path / "r", wait_for)
-    before = torch.get_num_threads()
     meta = json.loads((tmp_path / "r" / "meta.json").read_text())
-    assert meta["versions"]["threads"] == before
-    meta["versions"]["threads"] = before + 1
+    meta["versions"]["threads"] += 1
     (tmp_path / "r" / "meta.json").write_text(json.dumps(meta))
+    before = torch.get_num_threads()
     try:
-        engine(rate=None, recording=read_recording(tmp_path / "r"))
-        assert torch.get_num_threads() == before + 1
+        engine(Counting(), rate=None, recording=read_recording(tmp_path / "r"))
+        assert seen == [meta["versions"]["threads"]]
     finally:
         torch.set_num_threads(before)
