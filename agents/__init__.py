@@ -1,1 +1,1 @@
-"""decmem_env.agents."""
+"""Agents: scripted players, an adapter for Stable-Baselines3, PPO in the dream, evaluation in the true world."""

@@ -7,17 +7,18 @@ success; time limits are the environment's.
 
 | task | reward of a step | terminated |
 |---|---|---|
-| `reach_landmark` | (last distance - distance) / 10, and 1 on arrival | distance to the landmark <= 3 blocks |
+| `reach_landmark` | last cost - cost, and 1 on arrival | distance to the landmark <= 3 blocks |
 | `return_home` | 1 on arrival, else 0 | within 1 block and 20 degrees of the start after > 6 blocks away |
 | `explore` | 0.1 for every step into a cell of 2x2 blocks not entered before | never |
 
-Distances of `reach_landmark` and of "away" are horizontal; those of the arrival at home count height as well.
+The cost of `reach_landmark` is distance / 10 blocks + |bearing| / 180 degrees: potential-based shaping, which changes
+no optimal policy. Its distances and that of "away" are horizontal; the arrival at home counts height as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +32,7 @@ Outcome = tuple[Float, NDArray[np.bool_], State]
 
 REACH_DISTANCE = 3.0  # blocks
 PROGRESS_SCALE = 10.0  # blocks of progress that are worth a reward of 1
+BEARING_SCALE = 180.0  # degrees of turning that are worth a reward of 1
 HOME_DISTANCE, HOME_ANGLE, AWAY_DISTANCE = 1.0, 20.0, 6.0
 CELL = 2.0  # blocks
 NEW_CELL_REWARD = 0.1
@@ -71,14 +73,13 @@ class ReachLandmark:
                 "task 'reach_landmark' needs a voxel world to start from: a clip or image has no landmarks"
             )
         target = np.asarray(landmark, np.float64)[None]
-        return {"target": target, "distance": _flat_distance(np.asarray(pose)[None], target)}
+        return {"target": target, "cost": _cost(np.asarray(pose, np.float64)[None], target)}
 
     def step(self, frames: NDArray[np.uint8], poses: Float, actions: NDArray[np.float32], state: State) -> Outcome:
         """Pay progress and arrival."""
-        distance = _flat_distance(poses, state["target"])
-        arrived = distance <= REACH_DISTANCE
-        rewards = (state["distance"] - distance) / PROGRESS_SCALE + arrived
-        return rewards, arrived, {**state, "distance": distance}
+        cost = _cost(poses, state["target"])
+        arrived = _flat_distance(poses, state["target"]) <= REACH_DISTANCE
+        return state["cost"] - cost + arrived, arrived, {**state, "cost": cost}
 
     def goal(self, poses: Float, state: State) -> NDArray[np.float32]:
         """Direction and distance of the landmark."""
@@ -166,8 +167,7 @@ def goal_vector(poses: ArrayLike, targets: ArrayLike) -> NDArray[np.float32]:
         ahead, right is positive).
     """
     seen, target = np.asarray(poses, np.float64), np.asarray(targets, np.float64)
-    heading = np.degrees(np.arctan2(-(target[..., 0] - seen[..., 0]), target[..., 2] - seen[..., 2]))
-    bearing = np.radians(wrap_degrees(heading - seen[..., 4]))
+    bearing = np.radians(_bearing(seen, target))
     distance = np.minimum(_flat_distance(seen, target) / 20.0, GOAL_HIGH[0])
     return np.stack([distance, np.sin(bearing), np.cos(bearing)], -1).astype(np.float32)
 
@@ -186,6 +186,16 @@ def unstack(state: State) -> list[State]:
 def _flat_distance(poses: ArrayLike, targets: ArrayLike) -> Float:
     difference = np.asarray(poses, np.float64)[..., :3] - np.asarray(targets, np.float64)[..., :3]
     return np.hypot(difference[..., 0], difference[..., 2])
+
+
+def _bearing(poses: Float, targets: Float) -> Float:
+    """Degrees by which targets lie right (+) or left (-) of straight ahead."""
+    heading = np.degrees(np.arctan2(poses[..., 0] - targets[..., 0], targets[..., 2] - poses[..., 2]))
+    return wrap_degrees(heading - poses[..., 4])
+
+
+def _cost(poses: Float, targets: Any) -> Float:
+    return _flat_distance(poses, targets) / PROGRESS_SCALE + np.abs(_bearing(poses, targets)) / BEARING_SCALE
 
 
 def _cells(poses: Float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
