@@ -124,21 +124,28 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         module.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in own.items()})
 
 
-@lru_cache(maxsize=4)
 def load(name: str, device: torch.device) -> Checkpoint:
-    """Load a checkpoint onto a device; the same one again costs nothing.
+    """Load a checkpoint onto a device; the same files again cost nothing.
 
     Raises:
         CheckpointError: Missing or damaged files.
     """
-    if name == "debug" and not (WEIGHTS / name).is_dir():
+    if name == "debug":
+        return _load(name, None, (), device)
+    folder = find(name)
+    facts = [(folder / file).stat() for file in FILES]
+    return _load(name, folder, tuple((fact.st_mtime_ns, fact.st_size) for fact in facts), device)
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, folder: Path | None, stamp: tuple[tuple[int, int], ...], device: torch.device) -> Checkpoint:
+    if folder is None:
         config, transformer, autoencoder = _random()
         digest = hashlib.sha256(config.to_json().encode())
         for module in (transformer, autoencoder):
             for key, tensor in sorted(module.state_dict().items()):
                 digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
     else:
-        folder = find(name)
         try:
             config = ModelConfig.from_json((folder / CONFIG).read_text())
         except (ValueError, TypeError) as error:

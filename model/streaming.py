@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels.block_selection import select_blocks
 from ..kernels.block_sparse_attention import block_sparse_attention
@@ -188,9 +188,9 @@ class _Layer:
         self.norm = torch.stack([attention.norm_q.weight, attention.norm_k.weight]).view(2, 1, heads, dim).float()
         self.gated = attention.gate is not None
         self.out = attention.out.weight.to(dtype), attention.out.bias.to(dtype)
-        up, down = block.ffn[0], block.ffn[2]
-        self.up = up.weight.to(dtype), up.bias.to(dtype)
-        self.down = down.weight.to(dtype), down.bias.to(dtype)
+        self.up, self.down = (
+            (linear.weight.to(dtype), linear.bias.to(dtype)) for linear in block.ffn if isinstance(linear, nn.Linear)
+        )
         self.modulation = block.modulation.float()
 
 

@@ -183,6 +183,10 @@ class WorldTransformer(nn.Module):
         checkpoint_activations: Recompute each block in the backward pass instead of keeping its activations.
     """
 
+    order: Tensor
+    unorder: Tensor
+    spatial: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.checkpoint_activations = False

@@ -263,13 +263,16 @@ class WorldModel:
         ]
         state = torch.stack([frames.latents for frames in new]).to(self.device)
         times = [*flow.schedule(settings.steps), 0.0]
-        forced = _forced(sessions)
+        forced = _forced(sessions, self.device)
         for number, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
             clean = commit if number == 0 else 0
             rows = [Row(history, clean, tuple(scratch[i])) for i, history in enumerate(histories)]
             plan = plan_pass(self.pool, rows, settings.memory, settings.top_k)
             record: list[BlockLists] | None = [] if any(session.record_lists for session in sessions) else None
-            parts = [[done] * bool(clean) + [frames] * branches for done, frames in zip(old, new, strict=True)]
+            parts = [
+                ([done] if clean and done is not None else []) + [frames] * branches
+                for done, frames in zip(old, new, strict=True)
+            ]
             latents = torch.cat([state] * branches, 1)
             if clean:
                 latents = torch.cat(
@@ -306,15 +309,10 @@ class WorldModel:
 
     def _where(self, parts: list[list[Pending]], origins: list[NDArray[np.float64]]) -> FrameMatrices:
         """Position matrices of all frames of a pass, rows one after the other."""
-        pairs = [
-            projective_matrices(
-                np.concatenate([p.poses for p in row]), self._intrinsics, origin, self.config.translation_scale
-            )
-            for row, origin in zip(parts, origins, strict=True)
-        ]
-        projective, inverse = (
-            torch.from_numpy(np.concatenate([pair[i] for pair in pairs]).astype(np.float32)) for i in (0, 1)
-        )
+        poses = np.stack([np.concatenate([p.poses for p in row]) for row in parts])
+        poses[..., :3] -= np.stack(origins)[:, None, :3]
+        pair = projective_matrices(poses, self._intrinsics, translation_scale=self.config.translation_scale)
+        projective, inverse = (torch.from_numpy(m.reshape(-1, 4, 4).astype(np.float32)) for m in pair)
         index = torch.from_numpy(np.concatenate([p.frame_index for row in parts for p in row]))
         return frame_matrices(self.config, self.streamer.tables, projective, inverse, index)
 
@@ -345,7 +343,7 @@ class WorldModel:
                 lists = None
                 if forced is not None:
                     span = slice(done * blocks, (done + count) * blocks)
-                    lists = [BlockLists(*(t[:, :, span] for t in layer)) for layer in forced]
+                    lists = [BlockLists(*(t[:, :, span].to(self.device) for t in layer)) for layer in forced]
                 self.streamer.run(
                     plan,
                     piece.latents[None],
@@ -365,14 +363,15 @@ class WorldModel:
         session.pending = pending
 
 
-def _forced(sessions: list[Session]) -> list[BlockLists] | None:
+def _forced(sessions: list[Session], device: torch.device) -> list[BlockLists] | None:
     """Lists forced on all sessions of a batch, stacked; None if there are none."""
     given = [session.force_lists for session in sessions if session.force_lists is not None]
     if not given:
         return None
     if len(given) < len(sessions):
         raise ValueError("force_lists is set on some sessions of a batch only: set it on all, or step them apart")
-    return [BlockLists(*(torch.cat(t) for t in zip(*layer, strict=True))) for layer in zip(*given, strict=True)]
+    layers = zip(*given, strict=True)
+    return [BlockLists(*(torch.cat(t).to(device) for t in zip(*layer, strict=True))) for layer in layers]
 
 
 def _keep_lists(sessions: list[Session], record: list[BlockLists] | None, rows: int) -> None:

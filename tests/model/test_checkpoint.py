@@ -44,6 +44,14 @@ def test_loading_twice_shares_the_weights_but_not_the_memory():
     assert one.sha256 == two.sha256 and len(one.sha256) == 64
 
 
+def test_files_that_changed_are_read_again(folder):
+    before = WorldModel.from_pretrained(folder, memory_budget=8 << 20)
+    changed = build(top_k=5)
+    changed.save_pretrained(folder)
+    after = WorldModel.from_pretrained(folder, memory_budget=8 << 20)
+    assert after.config.top_k == 5 and after.sha256 != before.sha256
+
+
 def test_errors_name_what_is_wrong(folder, tmp_path):
     with pytest.raises(CheckpointError, match="'nonsense' does not exist: expected one of .*debug"):
         WorldModel.from_pretrained("nonsense")

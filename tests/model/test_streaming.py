@@ -194,3 +194,20 @@ def test_a_prefill_in_parts_equals_one(model, walk):
     assert relative(keys[1], keys[0]) < 1e-4
     frames = [model.step([s], *walk.chunk(30)).astype(int) for s in (one, parts)]
     assert abs(frames[0] - frames[1]).max() <= 1
+
+
+def test_the_renoising_sampler_starts_every_level_from_fresh_noise(noises, monkeypatch):
+    model, walk = build(sampler="renoise"), make_walk(CONTEXT + 1)
+    velocities = record_velocities(monkeypatch, model)
+    session = model.start(3, steps=3)
+    walk.observe(session, 0, CONTEXT)
+    velocities.clear()
+    model.step([session], *walk.chunk(CONTEXT), decode=False)
+    state = noises[0][None]
+    for now, then, velocity, fresh in zip(
+        (1.0, 2 / 3, 1 / 3), (2 / 3, 1 / 3, 0.0), velocities, (*noises[1:], None), strict=True
+    ):
+        clean = state - now * velocity
+        state = clean if fresh is None else flow.add_noise(clean, fresh[None], torch.full((1, 1), then))
+    assert len(noises) == 3
+    assert relative(session.pending.latents, state[0]) < 1e-5
