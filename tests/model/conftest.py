@@ -10,16 +10,16 @@ import torch
 from decmem_env.model import WorldModel, flow
 from decmem_env.model.autoencoder import TinyAutoencoder
 from decmem_env.model.checkpoint import Checkpoint
-from decmem_env.model.config import debug
+from decmem_env.model.config import preset
 from decmem_env.model.transformer import WorldTransformer
 from torch import nn
 
 from decmem_env.conventions.poses import normalised_intrinsics, projective_matrices
 
 
-def random_checkpoint(**changes) -> Checkpoint:
-    """Debug sizes with changes; every part that starts at zero in training is random here."""
-    config = debug().with_overrides(**changes)
+def random_checkpoint(base: str = "debug", **changes) -> Checkpoint:
+    """A preset with changes; every part that starts at zero in training is random here."""
+    config = preset(base).with_overrides(**changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         transformer, autoencoder = WorldTransformer(config), TinyAutoencoder(config.autoencoder)

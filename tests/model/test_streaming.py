@@ -139,6 +139,45 @@ def test_injected_lists_give_the_same_numbers(fusion, noises, monkeypatch):
     assert relative(free[:, CONTEXT:], wanted[:, CONTEXT:]) > 1e-3  # the lists matter
 
 
+def test_the_bundled_size_streams_exactly(noises, monkeypatch):
+    """At the size that ships; the lists that the stream chose are forced on the batch, so that no tie can differ."""
+    context, steps = 12, 2
+    model, walk = build(base="tiny"), make_walk(context + steps)
+    depth, blocks, frames = model.config.depth, model.config.blocks_per_frame, context + steps
+    calls = []
+    select = streaming.select_blocks
+
+    def spy(*arguments, **named):
+        calls.append(select(*arguments, **named))
+        return calls[-1]
+
+    monkeypatch.setattr(streaming, "select_blocks", spy)
+    velocities = record_velocities(monkeypatch, model)
+    session = model.start(1)
+    clean = [model.autoencoder.encode(torch.as_tensor(walk.frames[:context]))]
+    walk.observe(session, 0, context)
+    for t in range(context, frames):
+        model.step([session], *walk.chunk(t), decode=False)
+        clean.append(session.pending.latents)
+    clean = torch.cat(clean)[None]
+    noisy = clean.clone()
+    noisy[0, context:] = torch.cat(noises)
+
+    shape = (1, model.config.heads, 2 * frames, blocks)
+    lists = [(torch.zeros(*shape, model.config.top_k).int(), torch.zeros(shape).int()) for _ in range(depth)]
+    # Frames of each call: the prefill's (its last layer only stores), then committed and noisy, then noisy alone.
+    order = [(layer, [*range(context - 1)]) for layer in range(depth - 1)]
+    for t in range(context, frames):
+        order += [(layer, [t - 1, frames + t] if layer < depth - 1 else [frames + t]) for layer in range(depth)]
+    for (layer, rows), chosen in zip(order, calls, strict=True):
+        for held, found in zip(lists[layer], chosen, strict=True):
+            held[:, :, rows] = found.unflatten(2, (len(rows), blocks))
+    forced = [BlockLists(*(t.flatten(2, 3) for t in layer)) for layer in lists]
+    wanted = teacher_forced(model, walk, clean, noisy, torch.ones(1, frames), lists=forced)
+    assert context * blocks > model.config.top_k
+    assert relative(torch.cat(velocities[-steps:], 1), wanted[:, context:]) < 1e-4
+
+
 def test_dense_memory_equals_the_dense_pass(noises, monkeypatch):
     model, walk = build(window=4), make_walk(CONTEXT + STEPS)
     velocities = record_velocities(monkeypatch, model)
