@@ -24,14 +24,17 @@ lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The top-level folders install as sub-packages; mypy sees them through links.
-types:
+# The top-level folders install as sub-packages; mypy and the import linter see them through links.
+.PHONY: links
+links:
 	rm -rf .typecheck && mkdir -p .typecheck/decmem_env
 	cd .typecheck/decmem_env && ln -s ../../decmem_env/* . && ln -s ../../model ../../kernels ../../trainers ../../agents .
+
+types: links
 	$(BIN)/mypy --config-file pyproject.toml .typecheck/decmem_env
 
-imports:
-	$(BIN)/lint-imports
+imports: links
+	cd .typecheck && PYTHONPATH=. ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache
 
 unit:
 	$(BIN)/python -m pytest
