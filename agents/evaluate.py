@@ -171,7 +171,8 @@ class PolicyPlayer:
             batch = np.stack(observations)
         with torch.no_grad():
             tensor, _ = self._policy.obs_to_tensor(batch)
-            shares = self._policy.get_distribution(tensor).distribution.probs.cpu().double().numpy()
+            distribution: Any = self._policy.get_distribution(tensor).distribution
+            shares = distribution.probs.cpu().double().numpy()
         if self._deterministic:
             return shares.argmax(-1)
         picks = [int(rng.random() * 2**53) / 2**53 for rng in generators]

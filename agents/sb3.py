@@ -38,7 +38,8 @@ class SB3VecEnv(VecEnv):
     def reset(self) -> Any:
         """Start all episodes, with the seeds of `seed` if it was called."""
         given = [seed for seed in self._seeds if seed is not None]
-        observations, _ = self.env.reset(seed=self._seeds if given else None)
+        seeds: Any = self._seeds if given else None
+        observations, _ = self.env.reset(seed=seeds)
         self._reset_seeds()
         return observations
 

@@ -274,7 +274,7 @@ class Rows:
         if self.settings.obs_mode == "frame":
             return frame
         if self.settings.obs_mode == "frame_pose":
-            return {"frame": frame, "pose": row.pose.astype(np.float32)}
+            return {"frame": frame, "pose": row.pose.copy()}
         assert self.task is not None and row.task_state is not None
         return {"frame": frame, "goal": self.task.goal(row.pose[None], row.task_state)[0]}
 

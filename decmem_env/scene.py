@@ -64,6 +64,7 @@ class Scene:
     def film(self, actions: NDArray[np.float32], poses: NDArray[np.float64]) -> Footage:
         """Render the truth at given poses."""
         made = self.renderer.render(self.blocks, np.zeros(len(poses), np.int64), poses, depth=True)
+        assert made.depth is not None
         return Footage(made.rgb.cpu().numpy(), actions, poses, made.depth.cpu().numpy())
 
     def return_trip(self, steps: int = 20) -> tuple[NDArray[np.float32], NDArray[np.float64], int]:

@@ -22,14 +22,16 @@ from .conventions.actions import (
     validate_vector,
 )
 from .conventions.poses import validate_poses, wrap_degrees
+from .tasks import FURTHEST_GOAL
 
 ACTION_MODES = ("discrete", "multidiscrete", "dict", "vector", "pose")
 OBS_MODES = ("frame", "frame_pose", "frame_goal")
 GOAL_LOW = np.array([0.0, -1.0, -1.0], np.float32)
-GOAL_HIGH = np.array([4.0, 1.0, 1.0], np.float32)
+GOAL_HIGH = np.array([FURTHEST_GOAL, 1.0, 1.0], np.float32)
 # Poses an agent may ask for: blocks within 1,024 of the origin, 64 below to 320 above zero, any heading.
 _POSE_LOW = np.array([-1024.0, -64.0, -1024.0, -90.0, -180.0])
 _POSE_HIGH = np.array([1024.0, 320.0, 1024.0, 90.0, 180.0])
+_FURTHEST = np.array([3e7, 3e7, 3e7, 90.0, 180.0])  # poses in observations: Minecraft's world border
 
 
 def action_space(mode: str) -> spaces.Space[Any]:
@@ -106,7 +108,7 @@ def observation_space(mode: str, height: int, width: int) -> spaces.Space[Any]:
     """Space of one of `OBS_MODES`.
 
     Args:
-        mode: `frame` (uint8 [H, W, 3]), `frame_pose` (adds `pose`, float32 [5]) or `frame_goal` (adds `goal`, float32
+        mode: `frame` (uint8 [H, W, 3]), `frame_pose` (adds `pose`, float64 [5]) or `frame_goal` (adds `goal`, float32
             [3] = distance / 20 blocks (at most 4), sine and cosine of the bearing; right is positive).
         height: Pixels.
         width: Pixels.
@@ -121,7 +123,7 @@ def observation_space(mode: str, height: int, width: int) -> spaces.Space[Any]:
     if mode == "frame":
         return frame
     if mode == "frame_pose":
-        return spaces.Dict({"frame": frame, "pose": spaces.Box(-np.inf, np.inf, (5,), np.float32)})
+        return spaces.Dict({"frame": frame, "pose": spaces.Box(-_FURTHEST, _FURTHEST, dtype=np.float64)})
     if mode == "frame_goal":
         return spaces.Dict({"frame": frame, "goal": spaces.Box(GOAL_LOW, GOAL_HIGH, dtype=np.float32)})
     raise ValueError(f"unknown obs_mode {mode!r}: expected one of {', '.join(OBS_MODES)}")

@@ -194,7 +194,8 @@ def reachable_starts(seed: int) -> tuple[tuple[NDArray[np.float64], NDArray[np.f
 
 
 def _candidates(world: World, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    poses, targets = [], []
+    poses: list[list[float]] = []
+    targets: list[list[float]] = []
     marks = world.landmarks
     for _ in range(8 * _TRIES):
         if not marks or len(poses) == _TRIES:

@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .conventions.poses import pose_difference, wrap_degrees
-from .spaces import GOAL_HIGH
 
 Float = NDArray[np.float64]
-State = dict[str, NDArray[np.generic]]
+State = dict[str, NDArray[Any]]
 Outcome = tuple[Float, NDArray[np.bool_], State]
 
 REACH_DISTANCE = 3.0  # blocks
 PROGRESS_SCALE = 10.0  # blocks of progress that are worth a reward of 1
+FURTHEST_GOAL = 4.0  # in units of 20 blocks
 BEARING_SCALE = 180.0  # degrees of turning that are worth a reward of 1
 HOME_DISTANCE, HOME_ANGLE, AWAY_DISTANCE = 1.0, 20.0, 6.0
 CELL = 2.0  # blocks
@@ -120,7 +120,8 @@ class Explore:
     def begin(self, pose: ArrayLike, landmark: ArrayLike | None) -> State:
         """Mark the first cell as known."""
         visited = np.zeros((1, _CELLS, _CELLS), np.bool_)
-        visited[(np.zeros(1, np.int64), *_cells(np.asarray(pose)[None]))] = True
+        cells = (np.zeros(1, np.int64), *_cells(np.asarray(pose)[None]))
+        visited[cells] = True
         return {"visited": visited}
 
     def step(self, frames: NDArray[np.uint8], poses: Float, actions: NDArray[np.float32], state: State) -> Outcome:
@@ -168,7 +169,7 @@ def goal_vector(poses: ArrayLike, targets: ArrayLike) -> NDArray[np.float32]:
     """
     seen, target = np.asarray(poses, np.float64), np.asarray(targets, np.float64)
     bearing = np.radians(_bearing(seen, target))
-    distance = np.minimum(_flat_distance(seen, target) / 20.0, GOAL_HIGH[0])
+    distance = np.minimum(_flat_distance(seen, target) / 20.0, FURTHEST_GOAL)
     return np.stack([distance, np.sin(bearing), np.cos(bearing)], -1).astype(np.float32)
 
 

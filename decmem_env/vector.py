@@ -67,7 +67,11 @@ class RowVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         """
         given = dict(options or {})
         mask = self._mask(given.pop("reset_mask", None))
-        seeds = [seed + i if seed is not None else None for i in range(self.num_envs)] if _is_scalar(seed) else seed
+        seeds: list[int | None]
+        if seed is None or isinstance(seed, (int, np.integer)):
+            seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        else:
+            seeds = list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed has {len(seeds)} entries: expected one for each of {self.num_envs} environments")
         worlds = given.get("world_seed")
@@ -77,8 +81,9 @@ class RowVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
             self._generators = [np_random(None if s is None else int(s))[0] for s in seeds]
         else:
             for i in np.flatnonzero(mask):
-                if seeds[i] is not None:
-                    self._generators[i] = np_random(int(seeds[i]))[0]
+                own_seed = seeds[int(i)]
+                if own_seed is not None:
+                    self._generators[i] = np_random(int(own_seed))[0]
         infos: dict[str, Any] = {}
         for i in np.flatnonzero(mask):
             own = given if worlds is None or _is_scalar(worlds) else {**given, "world_seed": int(worlds[i])}
@@ -113,8 +118,8 @@ class RowVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
                 last = {"final_obs": self._rows.observe(rows[i]), "final_info": self._rows.info(rows[i])}
                 infos = self._add_info(infos, last, int(i))
                 self._begin(int(i), None)
-        for i, row in enumerate(self._running()):
-            infos = self._add_info(infos, self._rows.info(row), i)
+        for number, row in enumerate(self._running()):
+            infos = self._add_info(infos, self._rows.info(row), number)
         return self._observe(), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
@@ -147,7 +152,8 @@ class RowVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
     def _observe(self) -> Any:
         observations = [self._rows.observe(row) for row in self._running()]
         space = self.single_observation_space
-        return concatenate(space, observations, create_empty_array(space, self.num_envs))
+        empty: Any = create_empty_array(space, self.num_envs)
+        return concatenate(space, observations, empty)
 
     def _running(self) -> list[Row]:
         if any(row is None for row in self._worlds):

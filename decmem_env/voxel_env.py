@@ -100,6 +100,7 @@ class Truth:
         slot.edits = len(slot.simulator.edits)
 
     def _render(self, slots: Sequence[_Slot], poses: NDArray[np.float64]) -> NDArray[np.uint8]:
+        assert self._blocks is not None
         index = np.array([slot.index for slot in slots], np.int64)
         return self._renderer.render(self._blocks, index, poses).rgb.cpu().numpy()
 

@@ -237,9 +237,7 @@ def _check_arrays(
     if raw.ndim != 2 or raw.shape[1] not in (RAW_DIM, ACTION_DIM) or not len(raw):
         raise ValueError(f"{path}: actions have shape {raw.shape}: expected [T, 8] (MineDojo) or [T, 25]")
     if poses.ndim != 2 or poses.shape[1] != 5 or len(poses) not in (len(raw), len(raw) - 1) or not len(poses):
-        raise ValueError(
-            f"{path}: poses have shape {poses.shape}: expected [{len(raw)}, 5] (old clips: one less)"
-        )
+        raise ValueError(f"{path}: poses have shape {poses.shape}: expected [{len(raw)}, 5] (old clips: one less)")
     if degrees is not None and degrees.shape != (len(raw), 2):
         raise ValueError(f"{path}: camera_degrees has shape {degrees.shape}: expected [{len(raw)}, 2]")
     try:

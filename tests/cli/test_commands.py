@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from decmem_env.conventions.clips import read_clip
 
 from decmem_env import results
 from decmem_env.cli import main
+from decmem_env.conventions.clips import read_clip
 
 DEBUG = ["--checkpoint", "debug", "--device", "cpu"]
 
@@ -55,7 +55,7 @@ def test_rollout_writes_a_clip_that_reads_back(tmp_path, capsys):
 
 
 def test_revisit_writes_records_and_page(tmp_path, capsys):
-    argv = ["revisit", *DEBUG, "--worlds", "7000000-7000003", "--limit-worlds", "2", "--gap", "20"]
+    argv = ["revisit", *DEBUG, "--worlds", "7000000-7000003", "--limit-worlds", "1", "--gap", "20"]
     argv += ["--kinds", "turn_away,aba", "--seeds", "2", "--batch", "4"]
     argv += ["--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")]
     assert main(argv) == 0

@@ -68,3 +68,11 @@ def test_bad_options_leave_with_2(capsys):
             build_parser().parse_args(argv)
         assert leave.value.code == 2
         capsys.readouterr()
+
+
+def test_train_belongs_to_the_trainers(capsys):
+    with pytest.raises(SystemExit) as leave:
+        main(["train", "--help"])
+    assert leave.value.code == 0 and "dense_short" in capsys.readouterr().out
+    assert main(["train", "no_such_stage", "--out", "nowhere"]) == 2
+    assert "no_such_stage" in capsys.readouterr().err
