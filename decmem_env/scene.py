@@ -68,7 +68,7 @@ class Scene:
         return Footage(made.rgb.cpu().numpy(), actions, poses, made.depth.cpu().numpy())
 
     def return_trip(self, steps: int = 20) -> tuple[NDArray[np.float32], NDArray[np.float64], int]:
-        """A-B-A on the grid of poses: look around at A, walk to B, look around, turn, walk back, turn.
+        """A-B-A on the grid of poses: look around at A, walk to B, look around, step back to A, look around.
 
         All 24 headings are tried; the one that gets furthest and comes back to the very same place wins.
 
@@ -79,7 +79,7 @@ class Scene:
             actions [T, 25], poses [T, 5], and the number of frames until the way back begins (the context).
         """
         there = parse_action_string(f"{LOOK_AROUND} W*{steps} {LOOK_AROUND}")
-        back = parse_action_string(f"L*12 W*{steps} L*12")
+        back = parse_action_string(f"S*{steps} {LOOK_AROUND}")
         actions = np.concatenate([noop()[None], there, back])
         starts = np.repeat(self.spawn[None], 24, 0)
         starts[:, 4] += 15.0 * np.arange(24)
