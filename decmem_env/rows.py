@@ -111,6 +111,7 @@ class RowSnapshot:
     """A row, frozen. Restore it as often as you like; nothing in it is shared with a running row.
 
     Attributes:
+        kind: Backend and task it belongs to.
         fields: Copies of the row's plain values.
         world: The voxel world, or None.
         simulator: `Simulator.snapshot()`, or None.
@@ -118,6 +119,7 @@ class RowSnapshot:
         rng: State of the row's generator.
     """
 
+    kind: tuple[str, str | None]
     fields: Mapping[str, Any]
     world: Any
     simulator: Mapping[str, Any] | None
@@ -292,6 +294,10 @@ class Rows:
         known = {"world_seed": row.world_seed, "landmark": row.landmark, "frames": row.frames}
         return {**self.backend.stats(row.handle), **known}
 
+    @property
+    def _kind(self) -> tuple[str, str | None]:
+        return type(self.backend).__name__, self.settings.task
+
     def snapshot(self, row: Row) -> RowSnapshot:
         """Freeze a row."""
         fields = {
@@ -306,6 +312,7 @@ class Rows:
         }
         simulator = row.simulator
         return RowSnapshot(
+            self._kind,
             fields,
             None if simulator is None else simulator.worlds[0],
             None if simulator is None else simulator.snapshot(),
@@ -314,7 +321,16 @@ class Rows:
         )
 
     def restore(self, snapshot: RowSnapshot) -> Row:
-        """A new row that goes on from a snapshot."""
+        """A new row that goes on from a snapshot.
+
+        Raises:
+            ValueError: It was taken in another kind of world or with another task.
+        """
+        if snapshot.kind != self._kind:
+            world, task = snapshot.kind
+            raise ValueError(
+                f"snapshot of {world} with task {task}: this environment is {self._kind[0]} with task {self._kind[1]}"
+            )
         simulator = _simulator(snapshot.world, snapshot.simulator)
         handle = self.backend.restore(snapshot.handle, simulator)
         return self._thaw(snapshot, simulator, handle, 0)

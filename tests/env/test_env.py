@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import subprocess
+import sys
 import warnings
 
 import gymnasium as gym
@@ -46,7 +50,9 @@ def test_gymnasium_check(make, options, monkeypatch):
         check_env(env.unwrapped, skip_render_check=bool(options))
 
 
-@pytest.mark.parametrize("options", [{"obs_size": (64, 64)}, {"task": "reach_landmark", "obs_size": (64, 64)}])
+@pytest.mark.parametrize(
+    "options", [{"action_mode": "multidiscrete"}, {"task": "reach_landmark", "obs_size": (64, 64)}]
+)
 def test_sb3_check(make, options):
     checker = pytest.importorskip("stable_baselines3.common.env_checker")
     checker.check_env(make(**options).unwrapped, warn=True)
@@ -62,6 +68,30 @@ def test_replay_is_bitwise(make):
     assert all(equal(a, b) for a, b in zip(*runs, strict=True))
     other, _ = make().reset(seed=8)
     assert not same(other, runs[0][0][0])
+
+
+def test_replay_is_bitwise_across_processes(env_id):
+    code = f"""
+import hashlib, gymnasium as gym, decmem_env, torch
+torch.set_num_threads(1)
+options = {{"checkpoint": "debug"}} if "Minecraft" in {env_id!r} else {{}}
+env = gym.make({env_id!r}, device="cpu", context_frames=3, **options)
+digest = hashlib.sha256(env.reset(seed=11)[0].tobytes())
+env.action_space.seed(11)
+for _ in range(60):
+    digest.update(env.step(env.action_space.sample())[0].tobytes())
+print(digest.hexdigest())
+"""
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert runs[0] == runs[1] and len(runs[0]) == 65
+
+
+@in_the_dream
+def test_the_example_in_the_docstring(env_id):
+    module = importlib.import_module("decmem_env.env")
+    failed, attempted = doctest.testmod(module)
+    assert (failed, attempted >= 5) == (0, True)
 
 
 def test_info_has_four_facts(make, env_id):
@@ -267,6 +297,15 @@ def test_snapshot_and_restore(make, task):
     env.restore(frozen)
     [env.step(a) for a in (1, 5, 1)]
     assert equal(later, env.reset())
+
+
+def test_snapshots_of_another_kind_are_refused(make):
+    one, other = make().unwrapped, make(task="explore").unwrapped
+    one.reset(seed=0)
+    other.reset(seed=0)
+    with pytest.raises(ValueError, match="with task explore"):
+        one.restore(other.snapshot())
+    assert one.step(1)[4]["frame_index"] == 1
 
 
 def test_fork(make, env_id):
