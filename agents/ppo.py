@@ -112,7 +112,9 @@ class FrameAndGoal(BaseFeaturesExtractor):
 
     def __init__(self, space: spaces.Dict, picture: int = 32, goal: int = 64) -> None:
         super().__init__(space, picture + goal)
-        channels, height, width = space["frame"].shape  # SB3 has moved the channels to the front
+        shape = space["frame"].shape  # SB3 has moved the channels to the front
+        assert shape is not None
+        channels, height, width = shape
         self.picture = nn.Sequential(
             nn.Conv2d(channels, 16, 8, 4),
             nn.ReLU(),
