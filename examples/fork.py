@@ -12,7 +12,7 @@ import decmem_env  # noqa: F401
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default="tiny")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--out", default="fork.png")
     options = parser.parse_args(arguments)
 
