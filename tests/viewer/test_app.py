@@ -115,6 +115,7 @@ def test_save_and_load_from_the_list(app, tmp_path, press, wait_for):
     press(window, pygame.K_DOWN)
     press(window, pygame.K_RETURN)
     wait_for(lambda: window.engine.latest.index == 3)
+    assert len(window.engine.history) >= 1 and window.engine.latest.index == 3
 
 
 def test_the_window_stays_alive_while_the_model_works(app, FakeSource):
