@@ -1,12 +1,11 @@
 """The voxel ground truth: seeded worlds, a renderer, a player and walks through them (no gymnasium)."""
 
 from .native import native_library
-from .pool import WorldPool
 from .renderer import RenderedFrames, Renderer
 from .simulator import Simulator
 from .structures import Landmark
 from .terrain import World, generate_world
-from .trajectories import Trajectories, revisit_script, sample_trajectories
+from .trajectories import Trajectories, sample_trajectories
 
 VERSION = 1  # of blocks, textures and physics: golden hashes in the tests keep it frozen
 
@@ -18,9 +17,7 @@ __all__ = [
     "Simulator",
     "Trajectories",
     "World",
-    "WorldPool",
     "generate_world",
     "native_library",
-    "revisit_script",
     "sample_trajectories",
 ]

@@ -2,7 +2,8 @@
 
 A walk is planned as actions, then run through the simulator, so that poses always come from the true physics. Several
 plans are drawn for each walk and the one that is blocked least wins. Reversing pure turns and pure steps returns to the
-very same poses wherever the ground is level; scripted tests draw again until the return is exact.
+very same poses wherever the ground is level; the scripts of the revisit test (`decmem_env.revisit.plans`) draw
+again until the return is exact.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..conventions.actions import ACTION_DIM, Action
-from ..conventions.poses import is_exact, is_near, pose_difference, wrap_degrees
+from ..conventions.poses import wrap_degrees
 from .simulator import Simulator
 from .terrain import World
 
 KINDS = ("explore", "turn_away", "aba", "abca", "look360", "loop")
-SCRIPT_KINDS = ("turn_away", "aba", "abca", "look360", "loop")
 Plan = list[NDArray[np.float32]]
 Rng = np.random.Generator
 
@@ -223,119 +223,3 @@ def random_start(world: World, rng: Rng, grid: bool = True) -> NDArray[np.float6
             jitter = (0.5, 0.5) if grid else rng.uniform(0.35, 0.65, 2)
             return np.array([x + jitter[0], y, z + jitter[1], 0.0, float(wrap_degrees(yaw))])
     return world.spawn.copy()
-
-
-def _script_plan(kind: str, gap: int, context: int, rng: Rng, grid: bool, near: bool) -> tuple[Plan, Plan]:
-    """Actions of the context and of the generated part."""
-    side = float(rng.choice([-1, 1]))
-    slack = int(gap * 1.12)
-    offset: Plan = _turn(rng, False, side * rng.uniform(4.0, 11.0)) if near else []
-    if kind == "turn_away":
-        # Pan over A at the end of the context; then face the other half of the horizon until the gap is over.
-        pan = _turn(rng, grid, side * 60.0)
-        seen = [*_leg(rng, grid, max(0, context - 2 * len(pan) - 10)), *pan, *_reverse(pan), *[_act()] * 2]
-        away = _turn(rng, grid, side * 180.0)
-        wander: Plan = []
-        while len(wander) < slack - 2 * len(away):
-            swing = _turn(rng, grid, float(rng.choice([-1, 1])) * rng.uniform(20.0, 75.0))
-            wander += [*swing, *[_act()] * int(rng.integers(0, 4)), *_reverse(swing)]
-        return seen, [*away, *wander, *_reverse(away), *offset, *pan, *_reverse(pan)]
-    if kind == "look360":
-        turn = _turn(rng, grid, side * 360.0)
-        half = len(turn) // 2
-        seen = [*_leg(rng, grid, max(0, context - len(turn) - 1)), *turn]
-        return seen, [*turn[:half], *[_act()] * max(0, slack - len(turn)), *offset, *turn[half:]]
-    if kind == "loop":
-        edge = max(3, context // 4 - len(_turn(rng, grid, 90.0)))
-        corner = _turn(rng, grid, side * 90.0)
-        lap = [a for _ in range(4) for a in [*[_act(Action.FORWARD)] * edge, *corner]]
-        return lap, [*offset, *lap]
-    # A-B(-C)-A: walk out at the end of the context, linger away from A, come back along the very same poses.
-    out = _leg(rng, grid, max(8, min(24, context // 3)), wander=20.0)
-    if kind == "abca":
-        corner = _turn(rng, grid, side * 90.0)
-        out = [*out, *corner, *_leg(rng, grid, 10, wander=20.0)]
-    look = _turn(rng, grid, side * 360.0)
-    seen = [*_turn(rng, grid, 360.0)[: max(0, context - len(out) - 1)], *out]
-    linger: Plan = []
-    while len(linger) < slack - 2 * len(out) // 3 - len(look) // 2:
-        linger += look
-    return seen, [*linger, *_reverse(out), *offset]
-
-
-def revisit_script(
-    world: World, kind: str, gap: int, context: int, rng: Rng, grid: bool = True, near: bool = False, tries: int = 48
-) -> tuple[NDArray[np.float32], NDArray[np.float64], int] | None:
-    """A walk whose generated part returns to what the context showed, after about `gap` frames without it.
-
-    Args:
-        world: Where to walk.
-        kind: One of `SCRIPT_KINDS`.
-        gap: Frames between the last near or exact view of a place and its return.
-        context: Frames the model observes (the walk may need a few more or less; the third value says how many).
-        rng: Source of randomness.
-        grid: Angles and steps on the grid of poses.
-        near: Return beside the known poses rather than on them.
-        tries: Draws before giving up.
-
-    Returns:
-        actions [T, 25], poses [T, 5] and the number of context frames; None when no draw fits this world.
-    """
-    drawn = []
-    for _ in range(tries):
-        seen, rest = _script_plan(kind, gap, context, rng, grid, near)
-        seen = [_act(), *seen]
-        pad = max(0, context - len(seen))
-        drawn.append((np.stack([*[_act()] * pad, *seen, *rest]), pad + len(seen)))
-    length = max(len(a) for a, _ in drawn)
-    actions = np.zeros((tries, length, ACTION_DIM), np.float32)
-    for i, (a, _) in enumerate(drawn):
-        actions[i, : len(a)] = a
-    starts = np.stack([random_start(world, rng, grid) for _ in range(tries)])
-    poses = walk([world], np.zeros(tries, np.int64), starts, actions)
-    best, most = None, 0
-    for i, (a, split) in enumerate(drawn):
-        path = poses[i, : len(a)]
-        gaps, exact = revisit_gaps(path)
-        late = np.arange(len(a)) >= split
-        hits = late & (gaps >= gap) & (gaps <= 1.25 * gap) & (~exact if near else exact)
-        score = int(sum(_moved_away(path, int(t), int(gaps[t])) for t in np.flatnonzero(hits)))
-        if score > most:
-            best, most = i, score
-    if best is None:
-        return None
-    a, split = drawn[best]
-    return a, poses[best, : len(a)].copy(), split
-
-
-def revisit_gaps(poses: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """For every frame, frames since the last frame of a near or exact pose that is not its own recent neighbourhood.
-
-    The stretch of near frames that ends in the frame itself does not count: a gap begins where the view was last left.
-
-    Args:
-        poses: [T, 5].
-
-    Returns:
-        int64 [T] gaps (-1 where the view is new) and bool [T], whether an earlier frame beyond the gap is exact.
-    """
-    gaps = np.full(len(poses), -1, np.int64)
-    exact = np.zeros(len(poses), bool)
-    for t in range(1, len(poses)):
-        near = is_near(poses[t], poses[:t])
-        apart = np.flatnonzero(~near)
-        before = int(apart[-1]) if len(apart) else 0  # the unbroken run of near frames up to t is its approach
-        seen = np.flatnonzero(near[:before])
-        if len(seen):
-            gaps[t] = t - seen[-1]
-            exact[t] = bool(is_exact(poses[t], poses[:before]).any())
-    return gaps, exact
-
-
-def _moved_away(poses: NDArray[np.float64], frame: int, gap: int) -> bool:
-    """The movement gate: 75 % of the frames between lie more than 45 degrees or 4 blocks away."""
-    between = poses[frame - gap + 1 : frame]
-    if not len(between):
-        return False
-    distance, angle = pose_difference(poses[frame], between)
-    return bool(((distance > 4.0) | (angle > 45.0)).mean() >= 0.75)

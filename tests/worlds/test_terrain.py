@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from decmem_env.worlds import WorldPool, generate_world
+from decmem_env.worlds import generate_world
 from decmem_env.worlds.blocks import ID, NAMES, PASSABLE
 from decmem_env.worlds.terrain import WATER_LEVEL, X, Y, Z
 
@@ -73,11 +73,6 @@ def test_negative_seed():
         generate_world(-1)
 
 
-def test_pool_gives_the_same_worlds_in_order():
-    with WorldPool(iter([3, 1]), workers=1) as pool:
-        made = list(pool)
-    with WorldPool([3, 1], workers=0) as pool:
-        here = list(pool)
-    assert [world.seed for world in made] == [3, 1]
-    assert all(np.array_equal(a.blocks, b.blocks) for a, b in zip(made, here, strict=True))
-    assert pickle.loads(pickle.dumps(here[0])).landmarks == here[0].landmarks
+def test_worlds_survive_pickling():
+    world = generate_world(3)
+    assert pickle.loads(pickle.dumps(world)).landmarks == world.landmarks
