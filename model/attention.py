@@ -94,8 +94,12 @@ def history_limit(frames: int, blocks: int, skip: int, chunk: int, device: torch
     return limit.repeat(2).repeat_interleave(blocks).to(torch.int32)[None]
 
 
-def frame_attention(q: Tensor, k: Tensor, v: Tensor, lists: FrameLists, tokens: int) -> Tensor:
-    """Attention over listed frames: q [B, H, Q * N, D], k and v [B, H, K * N, D], output like q."""
+def frame_attention(q: Tensor, k: Tensor, v: Tensor, lists: FrameLists, tokens: int) -> tuple[Tensor, Tensor]:
+    """Attention over listed frames: q [B, H, Q * N, D], k and v [B, H, K * N, D].
+
+    Returns:
+        (output like q, log-sum-exp fp32 [B, H, Q * N]).
+    """
     return block_sparse_attention(
         q,
         k,
@@ -105,7 +109,18 @@ def frame_attention(q: Tensor, k: Tensor, v: Tensor, lists: FrameLists, tokens: 
         q_block=tokens,
         kv_block=tokens,
         inverse=InverseLists(lists.offsets, lists.entries),
+        return_lse=True,
     )
+
+
+def merge_softmax(one: Tensor, one_lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
+    """One softmax over two disjoint sets of keys, from the outputs over each: [..., D] and log-sum-exps [...].
+
+    In teacher forcing this beats lists that hold both sets: the 60 queries of a frame share their window, so its keys
+    are read once a frame instead of once a query block. `one` must not be empty (log-sum-exp above -inf).
+    """
+    share = torch.sigmoid(other_lse - one_lse)[..., None]
+    return torch.lerp(one.float(), other.float(), share).to(one.dtype)
 
 
 def retrieve(q: Tensor, k: Tensor, limit: Tensor, config: ModelConfig) -> BlockLists:
