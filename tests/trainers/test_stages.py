@@ -47,7 +47,7 @@ def test_stage_trains_saves_evaluates_and_exports(runs, stage):
 def test_resume_continues_exactly(runs, stage, tmp_path):
     settings = {"run.steps": 4, "run.log_seconds": 0, "run.validation_worlds": 0, "optimiser.warmup": 3}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    more = {"objective.self_context": 0.5} if stage == "decmem" else {}
+    more = {"objective.self_context": 0.0} if stage == "decmem" else {}
     run_stage(f"debug_{stage}", whole, settings | more, device="cpu", init=init_of(runs, stage))
     # The same schedule, cut by a time limit after two steps.
     import decmem_env.trainers.trainer as trainer
