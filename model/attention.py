@@ -113,16 +113,6 @@ def frame_attention(q: Tensor, k: Tensor, v: Tensor, lists: FrameLists, tokens: 
     )
 
 
-def merge_softmax(one: Tensor, one_lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
-    """One softmax over two disjoint sets of keys, from the outputs over each: [..., D] and log-sum-exps [...].
-
-    In teacher forcing this beats lists that hold both sets: the 60 queries of a frame share their window, so its keys
-    are read once a frame instead of once a query block. `one` must not be empty (log-sum-exp above -inf).
-    """
-    share = torch.sigmoid(other_lse - one_lse)[..., None]
-    return torch.lerp(one.float(), other.float(), share).to(one.dtype)
-
-
 def retrieve(q: Tensor, k: Tensor, limit: Tensor, config: ModelConfig) -> BlockLists:
     """Top-k history blocks per head and query block, by the product of mean queries and mean keys (DecMem 4.1).
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels.block_sparse_attention import block_sparse_attention
+from ..kernels.softmax_merge import merge_softmax
 from .attention import (
     BlockLists,
     FrameLists,
     dense_lists,
     frame_attention,
     history_limit,
-    merge_softmax,
     retrieve,
     window_lists,
 )
@@ -175,6 +175,8 @@ class Block(nn.Module):
             if cfg.fusion == "gated":
                 retrieved = memory
             else:
+                # The queries of a frame share their window: two calls read its keys once a frame instead of once a
+                # query block, as one list of both sets would.
                 local = merge_softmax(local, local_lse, memory, memory_lse)
         x = x + gate1 * self.attention.merge(normed, local, retrieved, where)
         x = x + gate2 * self.ffn(self.modulate(x, shift2, scale2))

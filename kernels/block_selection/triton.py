@@ -1,7 +1,8 @@
 """Top-k of every row of scores without sorting: find the k-th largest value by bisection on its bits, then compact.
 
 The compaction walks the row from left to right, so lists come out ascending; of equal scores at the threshold the
-lowest indices win, so exactly k are chosen. No size is a compile-time constant: a growing history does not recompile.
+lowest indices win, so exactly k are chosen. Rows of up to 4,096 scores stay in registers (two compiled sizes); longer
+ones are read once a bit. Beyond that no size is a compile-time constant: a growing history does not recompile.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from .naive import score_chunks
 
 CHUNK = 512
+ROWS_IN_REGISTERS = {1024: 1, 4096: 4}  # longest row -> warps
 _LOWEST = tl.constexpr(-(2**31))
 
 
@@ -85,6 +87,38 @@ def select_kernel(
     tl.store(counts_ptr + out_row, count)
 
 
+@triton.jit(do_not_specialize=["heads", "queries", "num_keys", "k", "limit_sb", "out_queries", "out_first"])
+def select_short_kernel(
+    scores_ptr, limit_ptr, lists_ptr, counts_ptr, heads, queries, num_keys, k, limit_sb, out_queries, out_first,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """One program: one row of at most CHUNK scores, read once."""
+    row = tl.program_id(0).to(tl.int64)
+    query = row % queries
+    plane = row // queries
+    limit = tl.load(limit_ptr + (plane // heads) * limit_sb + out_first + query)
+    limit = tl.minimum(limit, num_keys)
+    key, index = _ordered_keys(scores_ptr + row * num_keys, 0, limit, CHUNK)
+    allowed = tl.sum((key > _LOWEST).to(tl.int32), 0)
+    count = tl.minimum(k, allowed)
+    threshold = tl.full([], _LOWEST, tl.int32)
+    above = count
+    if allowed > k:
+        threshold = tl.where(tl.sum((key >= 0).to(tl.int32), 0) >= k, 0, threshold)
+        bit = 1 << 30
+        for _ in range(0, 31):
+            candidate = threshold + bit
+            threshold = tl.where(tl.sum((key >= candidate).to(tl.int32), 0) >= k, candidate, threshold)
+            bit = bit >> 1
+        above = tl.sum((key > threshold).to(tl.int32), 0)
+    equal = (key == threshold).to(tl.int32)
+    take = (key > threshold) | ((equal > 0) & (tl.cumsum(equal, 0) <= count - above))
+    place = tl.cumsum(take.to(tl.int32), 0) - 1
+    out_row = plane * out_queries + out_first + query
+    tl.store(lists_ptr + out_row * k + place, index, mask=take)
+    tl.store(counts_ptr + out_row, count)
+
+
 def select_blocks_triton(
     q_pooled: Tensor, k_pooled: Tensor, k: int, limit: Tensor, first: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -110,9 +144,13 @@ def select_blocks_triton(
     limit = limit.contiguous()
     for part, scores in score_chunks(q_pooled, k_pooled, first, mask):
         queries = scores.shape[2]
-        select_kernel[(batch * heads * queries,)](
+        size = next((n for n in ROWS_IN_REGISTERS if num_keys <= n), None)
+        kernel, chunk, warps = (select_kernel, CHUNK, 1) if size is None else (
+            select_short_kernel, size, ROWS_IN_REGISTERS[size]
+        )  # fmt: skip
+        kernel[(batch * heads * queries,)](
             scores, limit, lists, counts, heads, queries, num_keys, k,
             num_queries if limit.shape[0] > 1 else 0, num_queries, part.start,
-            CHUNK=CHUNK, num_warps=1,
+            CHUNK=chunk, num_warps=warps,
         )  # fmt: skip
     return lists, counts
