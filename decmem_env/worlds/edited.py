@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .renderer import Renderer
+
 Edits = NDArray[np.int32]  # [E, 5] rows (t, x, z, y, block), t ascending: frame t is the first that shows the change
 Draw = Callable[[int, int], None]  # (first frame, behind the last frame)
 
@@ -62,3 +64,24 @@ def draw_edited(blocks: Tensor, edits: Edits, length: int, draw: Draw) -> None:
             draw(start, stop)
     finally:
         blocks[x, z, y] = before
+
+
+def render_edited(renderer: Renderer, blocks: Tensor, poses: NDArray[np.float64], edits: Edits) -> Tensor:
+    """Frames of one walk with its edits.
+
+    Args:
+        renderer: On the device of the blocks.
+        blocks: uint8 [1, X, Z, Y], as before on return.
+        poses: float64 [T, 5].
+        edits: int32 [E, 5].
+
+    Returns:
+        uint8 [T, H, W, 3].
+    """
+    parts: list[Tensor] = []
+
+    def draw(start: int, stop: int) -> None:
+        parts.append(renderer.render(blocks, np.zeros(stop - start, np.int64), poses[start:stop]).rgb)
+
+    draw_edited(blocks[0], edits, len(poses), draw)
+    return torch.cat(parts)
