@@ -64,6 +64,20 @@ def test_splices_prefer_revisits():
     assert total > 10 and hits > 0.5 * total
 
 
+def test_splices_never_jump_over_a_change():
+    rng = np.random.default_rng(0)
+    table, changes = revisit_table(there_and_back()), np.zeros(128, bool)
+    changes[[20, 21, 60, 100]] = True
+    gaps = 0
+    for _ in range(300):
+        clip = sample_clip(table, 128, 32, 1.0, rng, changes)
+        assert clip.shape == (32,) and clip[-1] < 128
+        inside = [t for t in np.flatnonzero(changes) if clip[0] <= t <= clip[-1]]
+        assert set(inside) <= set(clip.tolist())
+        gaps += int((np.diff(clip) > 1).any())
+    assert gaps > 100
+
+
 def test_whole_clips_and_errors():
     rng = np.random.default_rng(0)
     clip = sample_clip(revisit_table(there_and_back()), 128, 64, 0.0, rng)
