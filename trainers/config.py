@@ -61,6 +61,7 @@ class DataConfig:
         episode_frames: Length of a simulated trajectory.
         episodes_per_world: Trajectories a world; alternately on the grid of poses and off it.
         worlds_per_job: Worlds that a worker simulates together.
+        edits: Share of simulated trajectories that break and place blocks, leave and come back.
         pool_worlds: Worlds kept on the device (autoencoder).
         pool_episodes: Encoded trajectories kept on the device (dynamics).
         min_fill: Worlds or trajectories that must be there before the first step.
@@ -78,6 +79,7 @@ class DataConfig:
     episode_frames: int = 512
     episodes_per_world: int = 2
     worlds_per_job: int = 2
+    edits: float = 0.25
     pool_worlds: int = 768
     pool_episodes: int = 4096
     min_fill: int = 192
@@ -208,6 +210,8 @@ class TrainConfig:
             raise ConfigError(
                 f"data.frames={self.data.frames} exceeds data.episode_frames={self.data.episode_frames}: raise it"
             )
+        if not 0.0 <= self.data.edits <= 1.0:
+            raise ConfigError(f"data.edits={self.data.edits}: a share from 0 to 1")
         pool = self.data.pool_worlds if self.objective.task == "autoencoder" else self.data.pool_episodes
         if self.data.min_fill > pool:
             raise ConfigError(f"data.min_fill={self.data.min_fill} exceeds the pool of {pool}: lower it")
