@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .inverse import InverseLists, invert_lists
+from .inverse import InverseLists
 
 
 @torch.library.custom_op("decmem::block_sparse_attention", mutates_args=())
@@ -65,12 +65,10 @@ def sparse_backward(
     kv_block: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Triton backward; builds the inverse lists if they were not given."""
+    """Triton backward."""
     from . import triton as launch
 
-    if offsets is None or entries is None:
-        offsets, entries = invert_lists(lists, counts, k.shape[2] // kv_block)
-    inverse = InverseLists(offsets, entries)
+    inverse = None if offsets is None or entries is None else InverseLists(offsets, entries)
     return launch.backward(
         grad_out, grad_lse, q, k, v, out, lse, lists, counts, kv_sizes, inverse, q_block, kv_block, scale
     )
