@@ -199,8 +199,9 @@ def _run_edits(options: argparse.Namespace, model: Any, modes: tuple[str, ...], 
         )
     found = edit_records(outcome, device=device)
     print(edit_table(found))
-    say(f"{time.monotonic() - begun:.0f} s in all; {outcome.left_out} of {len(scripts)} scripts left out: the truth")
-    say("shows their edit in between, or in too few pixels")
+    say(f"{time.monotonic() - begun:.0f} s in all")
+    if outcome.left_out:
+        say(f"{outcome.left_out} of {len(scripts)} scripts left out: their edit is seen in between, or hardly on return")
     if options.json is not None:
         print(write_json(options.json, found))
     if options.sheet is not None and outcome.strips:
