@@ -201,7 +201,7 @@ def _run_edits(options: argparse.Namespace, model: Any, modes: tuple[str, ...], 
     print(edit_table(found))
     say(f"{time.monotonic() - begun:.0f} s in all")
     if outcome.left_out:
-        say(f"{outcome.left_out} of {len(scripts)} scripts left out: their edit is seen in between, or hardly on return")
+        say(f"{outcome.left_out} of {len(scripts)} left out: the edit is seen in between, or hardly on return")
     if options.json is not None:
         print(write_json(options.json, found))
     if options.sheet is not None and outcome.strips:
