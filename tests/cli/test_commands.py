@@ -83,6 +83,18 @@ def test_revisit_long_run(tmp_path, capsys, monkeypatch):
     assert {"long_run.first_15.memory.psnr_db", "long_run.last_15.memory.psnr_db"} <= names
 
 
+def test_revisit_edits(tmp_path, capsys):
+    argv = ["revisit", *DEBUG, "--worlds", "7000002", "--edits", "--per-world", "1", "--no-floors", "--seeds", "1"]
+    assert main([*argv, "--json", str(tmp_path / "e.json"), "--sheet", str(tmp_path / "e.png")]) == 0
+    assert "place" in capsys.readouterr().out
+    found = {item["name"]: item for item in results.read_results(tmp_path / "e.json")}
+    assert found["edits.place.memory.right_percent"]["details"]["frames"] == 1
+    assert found["edits.break.bound.right_percent"]["bar"] is None
+    assert (tmp_path / "e.png").read_bytes()[:4] == b"\x89PNG"
+    assert main([*argv, "--html", str(tmp_path / "e.html")]) == 2
+    assert "--sheet" in capsys.readouterr().err
+
+
 def test_data_make_and_index(tmp_path, capsys):
     argv = ["data", "make", "--out", str(tmp_path), "--clips", "2", "--frames", "12", "--seeds", "7000000-7000009"]
     assert main([*argv, "--height", "32", "--width", "64", "--device", "cpu"]) == 0

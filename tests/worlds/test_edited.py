@@ -30,3 +30,16 @@ def test_frames_change_when_the_block_does_and_the_world_is_restored(flat):
     with pytest.raises(RuntimeError, match="broke"):
         draw_edited(blocks[0], np.array([[0, 130, 128, 10, PLACED]], np.int32), 8, fail)
     assert np.array_equal(blocks[0].numpy(), flat.blocks)
+
+
+@pytest.mark.gpu
+def test_edits_on_a_gpu(flat):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    poses = np.repeat(flat.spawn[None], 8, 0)
+    blocks = torch.from_numpy(flat.blocks.copy())[None]
+    wanted = render_edited(Renderer(12, 20), blocks, poses, EDITS)
+    on_gpu = blocks.to("cuda")
+    found = render_edited(Renderer(12, 20, device="cuda"), on_gpu, poses, EDITS).cpu()
+    assert ((found.short() - wanted.short()).abs() <= 1).float().mean() >= 0.999
+    assert torch.equal(on_gpu.cpu(), blocks)
