@@ -1,0 +1,138 @@
+"""The Hopper kernel: its source and its schedule here, its results on a GPU of compute capability 9.0."""
+
+import itertools
+import math
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+from decmem_env.kernels import block_sparse_attention
+from decmem_env.kernels.block_sparse_attention import hopper
+from decmem_env.kernels.block_sparse_attention.hopper_source import SHARED_BYTES, Plan, forward_source
+
+from .test_block_sparse_attention import assert_near, make, run
+
+PLANS = [
+    Plan(147, 147, 128, "bf16", True), Plan(128, 128, 128, "f16", False), Plan(65, 40, 64, "bf16", False),
+    Plan(192, 320, 64, "f16", True), Plan(110, 110, 128, "bf16", True), Plan(192, 320, 128, "bf16", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_plan_covers_the_blocks_and_fits(plan):
+    rows = (plan.pieces - 1) * plan.piece_rows + plan.last_columns
+    assert plan.warpgroups * 64 >= plan.q_block and rows >= plan.kv_block
+    assert rows - plan.kv_block < 8 and 0 < plan.last_columns <= plan.piece_rows
+    assert plan.piece_rows % 16 == 0 and plan.last_columns % 8 == 0
+    assert plan.stages >= 2 and plan.shared_bytes <= SHARED_BYTES + 1024
+    assert plan.warpgroups * 128 * plan.registers + 128 * 32 <= 65536
+
+
+@pytest.mark.parametrize("tiles", [1, 23, 131, 132, 133, 260, 288, 1000])
+def test_every_list_position_belongs_to_one_program(tiles):
+    """Schedule of ``hopper_forward.cu`` in Python: rounds of whole query blocks, then equal shares."""
+    programs, count = 132, 80
+    whole, rest = hopper.split_rounds(tiles, programs)
+    assert whole + rest == tiles and rest < programs and (rest == 0 or whole % programs == 0)
+    seen = [[0] * count for _ in range(rest)]
+    work = [0] * programs
+    for c in range(programs):
+        index = first = c * rest // programs
+        while rest and index < rest:
+            low, high = c * rest - index * programs, (c + 1) * rest - index * programs
+            if high <= 0:
+                break
+            low, high = max(low, 0), min(high, programs)
+            assert 0 <= index - first <= 1
+            # The programs that `combine` asks for this query block.
+            assert index * programs // rest <= c <= ((index + 1) * programs - 1) // rest
+            for place in range(low * count // programs, high * count // programs):
+                seen[index][place] += 1
+                work[c] += 1
+            index += 1
+    assert all(x == 1 for row in seen for x in row)
+    assert max(work) - min(work) <= 2
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler")
+@pytest.mark.parametrize("plan", PLANS[:2])
+def test_source_compiles_without_spills_and_without_waiting_for_every_product(plan, tmp_path):
+    source = tmp_path / "forward.cu"
+    source.write_text(forward_source(plan))
+    command = ["nvcc", "-gencode=arch=compute_90a,code=sm_90a", "-cubin", "-std=c++17", "-Xptxas", "-v"]
+    done = subprocess.run([*command, str(source), "-o", str(tmp_path / "x.cubin")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "serialized" not in done.stderr and "C7508" not in done.stderr
+    spills = [int(found) for found in re.findall(r"(\d+) bytes spill stores", done.stderr)]
+    assert spills and max(spills) <= 16
+
+
+hopper_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
+    ),
+]
+
+SHAPES = {
+    "147": {"q_block": 147, "kv_block": 147, "dim": 128, "queries": 4, "blocks": 9, "length": 7},
+    "ragged": {"q_block": 147, "kv_block": 147, "dim": 128, "blocks": 9, "length": 7, "sizes": True},
+    "shared keys": {"q_block": 147, "kv_block": 147, "dim": 128, "key_batch": 1, "batch": 3, "list_heads": 1},
+    "128": {"q_block": 128, "kv_block": 128, "dim": 128, "list_batch": 1},
+    "64 channels": {"q_block": 110, "kv_block": 110, "dim": 64, "sizes": True},
+    "mixed": {"q_block": 65, "kv_block": 45, "dim": 128, "blocks": 12, "length": 9, "queries": 5},
+    "large": {"q_block": 192, "kv_block": 320, "dim": 64, "blocks": 4, "length": 4, "batch": 1},
+    "two rounds": {"q_block": 147, "kv_block": 147, "dim": 128, "queries": 80, "blocks": 7, "length": 5, "batch": 2},
+}
+
+
+class TestOnHopper:
+    pytestmark = hopper_gpu
+
+    @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_matches_naive(self, shape, dtype):
+        q, k, v, lists, counts, options = make(**shape, device="cuda", dtype=dtype)
+        for factor in (1.0, 4.0, 16.0):
+            leaves = (q * factor, k, v)
+            want = run("naive", *(x.float() for x in leaves), lists, counts, options)
+            got = run("hopper", *leaves, lists, counts, options)
+            assert_near(got[:2], want[:2], 5e-3)
+            assert_near(got, want, 1e-2)
+
+    def test_unlisted_memory_is_never_used(self):
+        shape = {"q_block": 147, "kv_block": 147, "dim": 128, "blocks": 8, "sizes": True, "key_batch": 1, "seed": 2}
+        q, k, v, lists, counts, options = make(**shape, device="cuda", dtype=torch.bfloat16)
+        used = torch.zeros(1, 2, 8, dtype=torch.bool, device="cuda")
+        for b, h, n in itertools.product(range(2), range(2), range(3)):
+            used[0, h, lists[b, h, n, : counts[b, h, n]].long()] = True
+        within = torch.arange(147, device="cuda") < options["kv_sizes"][:, None]
+        spoiled = ~(used[..., None] & within).flatten(2)[..., None]
+        clean = run("hopper", q, k, v, lists, counts, options, grad=False)
+        k, v = k.masked_fill(spoiled, math.nan), v.masked_fill(spoiled, math.nan)
+        got = run("hopper", q, k, v, lists, counts, options, grad=False)
+        assert all(torch.equal(a, b) for a, b in zip(got, clean, strict=True))
+
+    def test_empty_lists(self):
+        q, k, v, lists, counts, options = make(q_block=147, kv_block=147, dim=128, device="cuda", dtype=torch.bfloat16)
+        out, lse = run("hopper", q, k, v, lists, torch.zeros_like(counts), options, grad=False)
+        assert (out == 0).all() and (lse == -math.inf).all()
+
+    def test_strides_graph_and_the_same_bits_again(self):
+        q, k, v, lists, counts, options = make(q_block=147, kv_block=147, dim=128, device="cuda", dtype=torch.bfloat16)
+        want = block_sparse_attention(q, k, v, lists, counts, **options)
+        turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+        assert torch.equal(block_sparse_attention(*turned, lists, counts, backend="hopper", **options), want)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = block_sparse_attention(q, k, v, lists, counts, **options)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(got, want)
+
+
+def test_says_why_it_cannot_be_used():
+    q, k, v, *_ = make()
+    assert "not a GPU" in hopper.unsupported(q, k, v, 147, 147, 1.0)
