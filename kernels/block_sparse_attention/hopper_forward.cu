@@ -8,7 +8,7 @@
 //   CONSUMER_REGISTERS  registers of a consumer thread
 //   HAS_SIZES           1 where key blocks have sizes of their own
 //   HALF_TO_BITS        cvt instruction that packs two floats
-// and puts the wgmma wrappers Logits<N>::multiply and Values::multiply and the types u32 and u64 in front.
+// and puts hopper_instructions.cu in front, with the wgmma wrappers Logits<N>::multiply and Values::multiply.
 //
 // One program per multiprocessor. A producer warp copies whole query blocks and pieces of key blocks to shared memory
 // with the bulk tensor engine, whose block axis makes rows past a block's end read as zeros; the consumers run
@@ -16,8 +16,6 @@
 // that the blocks of one head meet in the L2 cache; the blocks of the last, incomplete round are cut into equal
 // shares for all programs, whose results `combine` merges.
 
-typedef long long i64;
-struct alignas(64) TensorMap { u64 words[16]; };
 
 constexpr int ROWS = WARPGROUPS * 64;
 constexpr int HALVES = HEAD_DIM / 64;               // 64 channels are 128 bytes, the width of a swizzled row
@@ -28,56 +26,11 @@ constexpr int KV_BYTES = KV_HALF * HALVES;
 constexpr int WARPS = WARPGROUPS * 4;
 constexpr int LOGITS = SUB_ROWS / 2;                // accumulators of a thread for a piece's logits
 constexpr int OUTPUTS = HEAD_DIM / 2;
-#define MINUS_INFINITY __int_as_float(0xff800000)
 
-__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
-__device__ __forceinline__ void barrier_init(u32 bar, int count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count));
-}
-__device__ __forceinline__ void barrier_arrive(u32 bar) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
-__device__ __forceinline__ void barrier_expect(u32 bar, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(u32 bar, u32 parity) {
-    asm volatile(
-        "{\n.reg .pred done;\nWAIT:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, 0x989680;\n"
-        "@done bra DONE;\nbra WAIT;\nDONE:\n}" ::"r"(bar), "r"(parity) : "memory");
-}
-__device__ __forceinline__ void copy_tile(
-    u32 to, const TensorMap* map, u32 bar, int channel, int row, int block, int head, int batch) {
-    asm volatile(
-        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], [%2];"
-        ::"r"(to), "l"(map), "r"(bar), "r"(channel), "r"(row), "r"(block), "r"(head), "r"(batch) : "memory");
-}
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-// Ties registers to this place, so that the compiler reads accumulators only after the wait before it.
-template <int N> __device__ __forceinline__ void pin(float (&x)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
-}
 // Matrix descriptor of a tile with 128-byte swizzle; offsets in bytes.
 __device__ __forceinline__ u64 descriptor(u32 address, u32 leading, u32 stride) {
     return (u64)((address & 0x3ffff) >> 4) | (u64)(leading >> 4) << 16 | (u64)(stride >> 4) << 32 | (u64)1 << 62;
 }
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-__device__ __forceinline__ u32 pack(float low, float high) {
-    u32 r;
-    asm(HALF_TO_BITS " %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-    return r;
-}
-
 struct Ring {
     int slot = 0;
     u32 phase = 0;
@@ -402,7 +355,7 @@ __device__ __forceinline__ void scrub(const Arguments& a, const Shared& sh, char
                     for (int byte = valid * 128 + lane * 16; byte < KV_HALF; byte += 512)
                         *(uint4*)(tile + h * KV_HALF + byte) = make_uint4(0, 0, 0, 0);
                 }
-                asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+                fence_async();
             }
             __syncwarp();
             if (lane == 0) barrier_arrive(sh.v_ready + 8 * ring.slot);
@@ -413,9 +366,9 @@ __device__ __forceinline__ void scrub(const Arguments& a, const Shared& sh, char
 
 extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1) * 128, 1)
 block_sparse_forward(const __grid_constant__ Arguments a) {
-    extern __shared__ char memory[];
-    __shared__ u64 barriers[2 + 5 * STAGES];
-    __shared__ int valid[2 * STAGES];
+    DYNAMIC_SHARED(memory);
+    STATIC_SHARED(u64, barriers, 2 + 5 * STAGES);
+    STATIC_SHARED(int, valid, 2 * STAGES);
     Shared sh;
     sh.q = (shared_address(memory) + 1023) & ~1023u;
     sh.k = sh.q + Q_BYTES;
@@ -439,17 +392,17 @@ block_sparse_forward(const __grid_constant__ Arguments a) {
             barrier_init(sh.k_empty + 8 * i, WARPS);
             barrier_init(sh.v_empty + 8 * i, WARPS);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        fence_barriers();
     }
     __syncthreads();
     const int group = __shfl_sync(0xffffffff, (int)threadIdx.x / 128, 0);
     if (group == WARPGROUPS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        give_registers<32>();
         const int warp = (threadIdx.x >> 5) & 3;
         if (warp == 0) produce(a, sh);
         if (HAS_SIZES && warp == 1) scrub(a, sh, memory);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
+        take_registers<CONSUMER_REGISTERS>();
         consume(a, sh, group);
     }
 }

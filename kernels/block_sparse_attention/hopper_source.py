@@ -101,9 +101,9 @@ def _values(dim: int, half: str) -> str:
 """
 
 
-def forward_source(plan: Plan) -> str:
-    """Complete CUDA source of the forward kernel, which includes no headers."""
-    constants = {
+def constants(plan: Plan) -> str:
+    """The definitions that ``hopper_forward.cu`` asks for."""
+    values = {
         "Q_BLOCK": plan.q_block,
         "KV_BLOCK": plan.kv_block,
         "HEAD_DIM": plan.dim,
@@ -116,15 +116,19 @@ def forward_source(plan: Plan) -> str:
         "HAS_SIZES": int(plan.sizes),
         "HALF_TO_BITS": '"cvt.rn.bf16x2.f32"' if plan.half == "bf16" else '"cvt.rn.f16x2.f32"',
     }
+    return "".join(f"#define {name} {value}\n" for name, value in values.items())
+
+
+def forward_source(plan: Plan) -> str:
+    """Complete CUDA source of the forward kernel, which includes no headers."""
+    folder = Path(__file__).parent
     columns = {plan.last_columns, *([plan.piece_rows] if plan.pieces > 1 else [])}
     return "\n".join(
         [
-            *(f"#define {name} {value}" for name, value in constants.items()),
-            "typedef unsigned int u32;",
-            "typedef unsigned long long u64;",
-            "template <int N> struct Logits;",
+            constants(plan),
+            (folder / "hopper_instructions.cu").read_text(encoding="utf-8"),
             *(_logits(n, plan.half) for n in sorted(columns)),
             _values(plan.dim, plan.half),
-            (Path(__file__).parent / "hopper_forward.cu").read_text(encoding="utf-8"),
+            (folder / "hopper_forward.cu").read_text(encoding="utf-8"),
         ]
     )

@@ -5,12 +5,13 @@ import math
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from decmem_env.kernels import block_sparse_attention
 from decmem_env.kernels.block_sparse_attention import hopper
-from decmem_env.kernels.block_sparse_attention.hopper_source import SHARED_BYTES, Plan, forward_source
+from decmem_env.kernels.block_sparse_attention.hopper_source import SHARED_BYTES, Plan, constants, forward_source
 
 from .test_block_sparse_attention import assert_near, make, run
 
@@ -67,6 +68,63 @@ def test_source_compiles_without_spills_and_without_waiting_for_every_product(pl
     assert "serialized" not in done.stderr and "C7508" not in done.stderr
     spills = [int(found) for found in re.findall(r"(\d+) bytes spill stores", done.stderr)]
     assert spills and max(spills) <= 16
+
+
+def emulate(plan, programs, q, k, v, lists, counts, sizes, tmp_path):
+    """Run the kernel's source on the CPU (hopper_emulator.h) on `programs` multiprocessors."""
+    parts = [
+        constants(plan),
+        *(
+            (folder / name).read_text()
+            for folder, name in (
+                (Path(__file__).parent, "hopper_emulator.h"),
+                (Path(hopper.__file__).parent, "hopper_forward.cu"),
+                (Path(__file__).parent, "hopper_emulator.cpp"),
+            )
+        ),
+    ]
+    (tmp_path / "emulated.cpp").write_text("".join(parts))
+    command = ["g++", "-O1", "-std=c++20", "-w", str(tmp_path / "emulated.cpp"), "-o", str(tmp_path / "emulated")]
+    subprocess.run(command, check=True)
+    batch, heads, tokens, dim = q.shape
+    q_blocks = tokens // plan.q_block
+    whole, rest = hopper.split_rounds(batch * heads * q_blocks, programs)
+    numbers = [batch, heads, q_blocks, k.shape[2] // plan.kv_block, lists.shape[3], programs, whole, rest]
+    head = torch.tensor([*numbers, k.shape[0], *lists.shape[:2]], dtype=torch.int32)
+    tensors = [head, torch.tensor([dim**-0.5]), q, k, v, lists, counts, sizes]
+    raw = b"".join(x.contiguous().flatten().view(torch.uint8).numpy().tobytes() for x in tensors)
+    done = subprocess.run([str(tmp_path / "emulated")], input=raw, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")
+    out = torch.frombuffer(bytearray(done.stdout[: 2 * q.numel()]), dtype=torch.bfloat16).view(q.shape)
+    return out, torch.frombuffer(bytearray(done.stdout[2 * q.numel() :]), dtype=torch.float32).view(q.shape[:3])
+
+
+EMULATED = {
+    "147": ({"q_block": 147, "kv_block": 147, "dim": 128, "batch": 1, "heads": 1, "length": 3}, 2, 1.0),
+    "ragged shared keys": ({"q_block": 147, "kv_block": 147, "dim": 128, "sizes": True, "key_batch": 1,
+                            "list_heads": 1, "queries": 2}, 3, 4.0),
+    "other sizes": ({"q_block": 65, "kv_block": 45, "dim": 64, "sizes": True, "batch": 3, "list_batch": 1}, 4, 16.0),
+    "one piece": ({"q_block": 128, "kv_block": 100, "dim": 128, "batch": 1, "heads": 1, "blocks": 9, "length": 9},
+                  5, 1.0),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize(("shape", "programs", "factor"), EMULATED.values(), ids=EMULATED.keys())
+def test_emulated_kernel_matches_naive(shape, programs, factor, tmp_path):
+    """Rounds and shares, all roles and barriers, swizzles, masks and the combination; NaN wherever nothing may look."""
+    q, k, v, lists, counts, options = make(**shape, dtype=torch.bfloat16)
+    q = q * factor
+    sizes = options["kv_sizes"]
+    blocks = k.shape[2] // options["kv_block"]
+    if sizes is None:
+        sizes = torch.full((blocks,), options["kv_block"], dtype=torch.int32)
+    past = (torch.arange(options["kv_block"]) >= sizes[:, None]).flatten()[:, None]
+    k, v = k.masked_fill(past, math.nan), v.masked_fill(past, math.nan)
+    plan = Plan(options["q_block"], options["kv_block"], q.shape[3], "bf16", options["kv_sizes"] is not None)
+    got = emulate(plan, programs, q, k, v, lists, counts, sizes, tmp_path)
+    want = run("naive", *(x.float() for x in (q, k, v)), lists, counts, options, grad=False)
+    assert_near(got, want, 5e-3)
 
 
 hopper_gpu = [
