@@ -1,4 +1,4 @@
-"""Launch the Hopper (sm_90a) forward kernel: wgmma and bulk tensor copies for blocks of tens to hundreds of tokens."""
+"""Launch the Hopper (sm_90a) kernels: wgmma and bulk tensor copies for blocks of tens to hundreds of tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import cuda_driver
-from .hopper_source import Plan, forward_source
+from .hopper_source import Plan, source
 
 # Two or three warpgroups of 64 query rows; a key block's pieces are unrolled. Smaller blocks suit the Triton kernel.
 Q_BLOCKS, KV_BLOCKS = (65, 192), (40, 320)
@@ -61,23 +61,24 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, q_block: int, kv_block: int, sc
 def _kernels(plan: Plan, device: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p] | None:
     """The compiled kernels, or None (said once) where they cannot be built."""
     try:
-        module = cuda_driver.Module(cuda_driver.compile_source(forward_source(plan), "sm_90a"))
-        return module.kernel("block_sparse_forward", plan.shared_bytes), module.kernel("block_sparse_combine")
+        module = cuda_driver.Module(cuda_driver.compile_source(source(plan), "sm_90a"))
+        main, merge = ("query_gradient", "add") if plan.gradient else ("forward", "combine")
+        return module.kernel(f"block_sparse_{main}", plan.shared_bytes), module.kernel(f"block_sparse_{merge}")
     except (cuda_driver.CudaError, OSError) as error:
         text = f"block_sparse_attention: no Hopper kernel for {plan}, the Triton kernel is used instead: {error}"
         warnings.warn(text, RuntimeWarning, stacklevel=2)
         return None
 
 
-def make_plan(q: Tensor, q_block: int, kv_block: int, sizes: bool) -> Plan:
+def make_plan(q: Tensor, q_block: int, kv_block: int, sizes: bool, gradient: bool) -> Plan:
     """Tiling of a call."""
-    return Plan(q_block, kv_block, q.shape[3], "bf16" if q.dtype == torch.bfloat16 else "f16", sizes)
+    return Plan(q_block, kv_block, q.shape[3], "bf16" if q.dtype == torch.bfloat16 else "f16", sizes, gradient)
 
 
-def available(q: Tensor, q_block: int, kv_block: int, sizes: bool) -> bool:
+def available(q: Tensor, q_block: int, kv_block: int, sizes: bool, gradient: bool) -> bool:
     """Whether the kernel for a supported call can be built here (builds it)."""
     with torch.cuda.device(q.device):
-        return _kernels(make_plan(q, q_block, kv_block, sizes), q.device.index or 0) is not None
+        return _kernels(make_plan(q, q_block, kv_block, sizes, gradient), q.device.index or 0) is not None
 
 
 def split_rounds(tiles: int, programs: int) -> tuple[int, int]:
@@ -116,12 +117,73 @@ def forward(
     Raises:
         cuda_driver.CudaError: the kernel cannot be built or launched.
     """
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    plan = make_plan(q, q_block, kv_block, kv_sizes is not None, False)
+    _launch(plan, q, q, k, v, lists, counts, kv_sizes, out, lse, lse, scale)
+    return out, lse
+
+
+def query_gradient(
+    grad_out: Tensor,
+    delta: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    lists: Tensor,
+    counts: Tensor,
+    kv_sizes: Tensor | None,
+    q_block: int,
+    kv_block: int,
+    scale: float,
+) -> Tensor:
+    """Gradient of the queries, deterministic.
+
+    Args:
+        grad_out: like ``q``, aligned like it.
+        delta: fp32 ``[B, H, Tq]``, contiguous: product of output and its gradient, less the log-sum-exp's gradient.
+        q: as given to :func:`forward`, like all arguments without a word of their own.
+        k: see ``q``.
+        v: see ``q``.
+        lse: contiguous log-sum-exp of :func:`forward`.
+        lists: see ``q``.
+        counts: see ``q``.
+        kv_sizes: see ``q``.
+        q_block: see ``q``.
+        kv_block: see ``q``.
+        scale: see ``q``.
+
+    Returns:
+        Like ``q``, contiguous.
+
+    Raises:
+        cuda_driver.CudaError: the kernel cannot be built or launched.
+    """
+    grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    plan = make_plan(q, q_block, kv_block, kv_sizes is not None, True)
+    _launch(plan, q, grad_out, k, v, lists, counts, kv_sizes, grad_q, lse, delta, scale)
+    return grad_q
+
+
+def _launch(
+    plan: Plan,
+    q: Tensor,
+    grad_out: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: Tensor,
+    counts: Tensor,
+    kv_sizes: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    scale: float,
+) -> None:
+    """Launch a plan's kernel, and the one that merges shares where there are any; the result goes to ``out``."""
     batch, heads, tokens, dim = q.shape
     lists, counts = (x if x.stride(-1) == 1 else x.contiguous() for x in (lists, counts))
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty((batch, heads, tokens), dtype=torch.float32, device=q.device)
-    q_blocks = tokens // q_block
-    plan = make_plan(q, q_block, kv_block, kv_sizes is not None)
+    q_blocks = tokens // plan.q_block
     device = q.device.index or 0
     with torch.cuda.device(device):
         kernels = _kernels(plan, device)
@@ -130,23 +192,25 @@ def forward(
         programs = _programs(device)
         whole, rest = split_rounds(batch * heads * q_blocks, programs)
         parts = 2 * programs if rest else 0
-        part_out = torch.empty((parts, q_block, dim), dtype=torch.float32, device=q.device)
-        part_lse = torch.empty((parts, q_block), dtype=torch.float32, device=q.device)
+        part_out = torch.empty((parts, plan.q_block, dim), dtype=torch.float32, device=q.device)
+        part_lse = torch.empty((parts, plan.q_block), dtype=torch.float32, device=q.device)
 
         def stride(x: Tensor, axis: int) -> int:
             return x.stride(axis) if x.shape[axis] > 1 else 0
 
-        pointers = (x.data_ptr() for x in (lists, counts, counts if kv_sizes is None else kv_sizes))
+        sizes = counts if kv_sizes is None else kv_sizes
         fields = struct.pack(
-            "<7Q5q5if", *pointers, out.data_ptr(), lse.data_ptr(), part_out.data_ptr(), part_lse.data_ptr(),
+            "<8Q5q5if", *(x.data_ptr() for x in (lists, counts, sizes, out, lse, delta, part_out, part_lse)),
             stride(lists, 0), stride(lists, 1), lists.stride(2), stride(counts, 0), stride(counts, 1),
             heads, q_blocks, int(k.shape[0] > 1), whole, rest, scale,
         )  # fmt: skip
-        maps = [(q, q_block, plan.warpgroups * 64), (k, kv_block, plan.piece_rows), (v, kv_block, plan.piece_rows)]
+        rows = plan.warpgroups * 64
+        maps = [(q, plan.q_block, rows), (grad_out, plan.q_block, rows)]
+        maps += [(k, plan.kv_block, plan.piece_rows), (v, plan.kv_block, plan.piece_rows)]
         argument = cuda_driver.struct_arguments(maps, fields)
         cuda_driver.launch(kernels[0], programs, (plan.warpgroups + 1) * 128, plan.shared_bytes, argument)
         if rest:
-            values = [ctypes.c_void_p(x.data_ptr()) for x in (part_out, part_lse, out, lse)]
+            tensors = (part_out, out) if plan.gradient else (part_out, part_lse, out, lse)
+            values = [ctypes.c_void_p(x.data_ptr()) for x in tensors]
             numbers = [ctypes.c_int(x) for x in (whole, rest, programs)]
-            cuda_driver.launch(kernels[1], -(-rest * q_block // 4), 128, 0, *values, *numbers)
-    return out, lse
+            cuda_driver.launch(kernels[1], -(-rest * plan.q_block // 4), 128, 0, *values, *numbers)

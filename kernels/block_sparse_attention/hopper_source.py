@@ -1,4 +1,4 @@
-"""CUDA source of the Hopper kernels for given block sizes: constants, wgmma wrappers, then ``hopper_forward.cu``."""
+"""CUDA source of the Hopper kernels for given block sizes: constants, wgmma wrappers and the ``.cu`` files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHARED_BYTES = 232_448 - 3_072
 
 
 class Plan(NamedTuple):
-    """How the forward kernel tiles a problem.
+    """How a kernel tiles a problem.
 
     Attributes:
         q_block: tokens of a query block.
@@ -18,6 +18,7 @@ class Plan(NamedTuple):
         dim: head channels, 64 or 128.
         half: "bf16" or "f16".
         sizes: key blocks have sizes of their own.
+        gradient: for the gradient of the queries instead of the forward pass.
     """
 
     q_block: int
@@ -25,6 +26,7 @@ class Plan(NamedTuple):
     dim: int
     half: str
     sizes: bool
+    gradient: bool = False
 
     @property
     def warpgroups(self) -> int:
@@ -34,7 +36,7 @@ class Plan(NamedTuple):
     @property
     def pieces(self) -> int:
         """Pieces of a key block: as few as the registers of a consumer allow."""
-        most = 80 if self.warpgroups == 3 else 128
+        most = (64 if self.gradient else 80) if self.warpgroups == 3 else (96 if self.gradient else 128)
         return -(-self.kv_block // most)
 
     @property
@@ -49,8 +51,8 @@ class Plan(NamedTuple):
 
     @property
     def q_bytes(self) -> int:
-        """Shared memory of a query block."""
-        return self.warpgroups * 64 * self.dim * 2
+        """Shared memory of a query block, and of its output's gradient."""
+        return self.warpgroups * 64 * self.dim * 2 * (1 + self.gradient)
 
     @property
     def stages(self) -> int:
@@ -102,7 +104,7 @@ def _values(dim: int, half: str) -> str:
 
 
 def constants(plan: Plan) -> str:
-    """The definitions that ``hopper_forward.cu`` asks for."""
+    """The definitions that ``hopper_common.cu`` asks for."""
     values = {
         "Q_BLOCK": plan.q_block,
         "KV_BLOCK": plan.kv_block,
@@ -114,13 +116,19 @@ def constants(plan: Plan) -> str:
         "STAGES": plan.stages,
         "CONSUMER_REGISTERS": plan.registers,
         "HAS_SIZES": int(plan.sizes),
+        "GRADIENT": int(plan.gradient),
         "HALF_TO_BITS": '"cvt.rn.bf16x2.f32"' if plan.half == "bf16" else '"cvt.rn.f16x2.f32"',
     }
     return "".join(f"#define {name} {value}\n" for name, value in values.items())
 
 
-def forward_source(plan: Plan) -> str:
-    """Complete CUDA source of the forward kernel, which includes no headers."""
+def kernel_file(plan: Plan) -> str:
+    """Name of the file with the kernels of a plan."""
+    return "hopper_query_gradient.cu" if plan.gradient else "hopper_forward.cu"
+
+
+def source(plan: Plan) -> str:
+    """Complete CUDA source of a plan's kernels, which includes no headers."""
     folder = Path(__file__).parent
     columns = {plan.last_columns, *([plan.piece_rows] if plan.pieces > 1 else [])}
     return "\n".join(
@@ -129,6 +137,7 @@ def forward_source(plan: Plan) -> str:
             (folder / "hopper_instructions.cu").read_text(encoding="utf-8"),
             *(_logits(n, plan.half) for n in sorted(columns)),
             _values(plan.dim, plan.half),
-            (folder / "hopper_forward.cu").read_text(encoding="utf-8"),
+            (folder / "hopper_common.cu").read_text(encoding="utf-8"),
+            (folder / kernel_file(plan)).read_text(encoding="utf-8"),
         ]
     )

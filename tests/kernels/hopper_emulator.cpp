@@ -1,6 +1,12 @@
-// Reads a problem from standard input, attends with the emulated kernel (included before this file), writes the result.
+// Reads a problem from standard input, runs the emulated kernel (included before this file), writes the result.
 static Arguments arguments;
-static void forward() { block_sparse_forward(arguments); }
+static void program() {
+#if GRADIENT
+    block_sparse_query_gradient(arguments);
+#else
+    block_sparse_forward(arguments);
+#endif
+}
 
 template <class T> static std::vector<T> read(size_t count) {
     std::vector<T> x(count + 64);
@@ -19,6 +25,8 @@ int main() {
     auto k = read<uint16_t>(key_batch * heads * k_tokens * HEAD_DIM), v = read<uint16_t>(key_batch * heads * k_tokens * HEAD_DIM);
     auto lists = read<int>((size_t)list_batch * list_heads * q_blocks * length);
     auto counts = read<int>((size_t)list_batch * list_heads * q_blocks), sizes = read<int>(kv_blocks);
+    auto g = read<uint16_t>(GRADIENT * batch * heads * q_tokens * HEAD_DIM);
+    auto given_lse = read<float>(GRADIENT * batch * heads * q_tokens), delta = read<float>(GRADIENT * batch * heads * q_tokens);
     std::vector<uint16_t> out(batch * heads * q_tokens * HEAD_DIM, 0x7fc0);
     std::vector<float> lse(batch * heads * q_tokens, NAN), part_out((size_t)2 * programs * Q_BLOCK * HEAD_DIM, NAN),
         part_lse((size_t)2 * programs * Q_BLOCK, NAN);
@@ -30,13 +38,15 @@ int main() {
     };
     Arguments& a = arguments;
     map(a.q, q.data(), Q_BLOCK, q_blocks, batch, ROWS);
+    map(a.g, g.data(), Q_BLOCK, q_blocks, batch, ROWS);
     map(a.k, k.data(), KV_BLOCK, kv_blocks, key_batch, SUB_ROWS);
     map(a.v, v.data(), KV_BLOCK, kv_blocks, key_batch, SUB_ROWS);
     a.lists = lists.data();
     a.counts = counts.data();
     a.sizes = sizes.data();
     a.out = out.data();
-    a.lse = lse.data();
+    a.lse = GRADIENT ? given_lse.data() : lse.data();
+    a.delta = delta.data();
     a.part_out = part_out.data();
     a.part_lse = part_lse.data();
     a.list_row = length;
@@ -51,11 +61,15 @@ int main() {
     a.rest = rest;
     a.scale = scale[0];
     gridDim.x = programs;
-    for (blockIdx.x = 0; blockIdx.x < programs; blockIdx.x++) emulator::run_program((WARPGROUPS + 1) * 128, forward);
+    for (blockIdx.x = 0; blockIdx.x < programs; blockIdx.x++) emulator::run_program((WARPGROUPS + 1) * 128, program);
     blockDim.x = 128;
     for (blockIdx.x = 0; rest && blockIdx.x < (rest * Q_BLOCK + 3) / 4; blockIdx.x++)
         for (threadIdx.x = 0; threadIdx.x < 128; threadIdx.x++)
+#if GRADIENT
+            block_sparse_add(part_out.data(), out.data(), whole, rest, programs);
+#else
             block_sparse_combine(part_out.data(), part_lse.data(), out.data(), lse.data(), whole, rest, programs);
+#endif
     fwrite(out.data(), 2, out.size(), stdout);
     fwrite(lse.data(), 4, lse.size(), stdout);
     return 0;

@@ -11,13 +11,15 @@ import pytest
 import torch
 from decmem_env.kernels import block_sparse_attention
 from decmem_env.kernels.block_sparse_attention import hopper
-from decmem_env.kernels.block_sparse_attention.hopper_source import SHARED_BYTES, Plan, constants, forward_source
+from decmem_env.kernels.block_sparse_attention.hopper_source import SHARED_BYTES, Plan, constants, kernel_file, source
 
 from .test_block_sparse_attention import assert_near, make, run
 
 PLANS = [
     Plan(147, 147, 128, "bf16", True), Plan(128, 128, 128, "f16", False), Plan(65, 40, 64, "bf16", False),
     Plan(192, 320, 64, "f16", True), Plan(110, 110, 128, "bf16", True), Plan(192, 320, 128, "bf16", False),
+    Plan(147, 147, 128, "bf16", True, True), Plan(192, 320, 128, "bf16", False, True),
+    Plan(65, 40, 64, "f16", True, True),
 ]  # fmt: skip
 
 
@@ -33,7 +35,7 @@ def test_plan_covers_the_blocks_and_fits(plan):
 
 @pytest.mark.parametrize("tiles", [1, 23, 131, 132, 133, 260, 288, 1000])
 def test_every_list_position_belongs_to_one_program(tiles):
-    """Schedule of ``hopper_forward.cu`` in Python: rounds of whole query blocks, then equal shares."""
+    """Schedule of ``hopper_common.cu`` in Python: rounds of whole query blocks, then equal shares."""
     programs, count = 132, 80
     whole, rest = hopper.split_rounds(tiles, programs)
     assert whole + rest == tiles and rest < programs and (rest == 0 or whole % programs == 0)
@@ -58,45 +60,44 @@ def test_every_list_position_belongs_to_one_program(tiles):
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler")
-@pytest.mark.parametrize("plan", PLANS[:2])
+@pytest.mark.parametrize("plan", [*PLANS[:2], PLANS[6]])
 def test_source_compiles_without_spills_and_without_waiting_for_every_product(plan, tmp_path):
-    source = tmp_path / "forward.cu"
-    source.write_text(forward_source(plan))
+    (tmp_path / "kernel.cu").write_text(source(plan))
     command = ["nvcc", "-gencode=arch=compute_90a,code=sm_90a", "-cubin", "-std=c++17", "-Xptxas", "-v"]
-    done = subprocess.run([*command, str(source), "-o", str(tmp_path / "x.cubin")], capture_output=True, text=True)
+    command += [str(tmp_path / "kernel.cu"), "-o", str(tmp_path / "kernel.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "serialized" not in done.stderr and "C7508" not in done.stderr
     spills = [int(found) for found in re.findall(r"(\d+) bytes spill stores", done.stderr)]
     assert spills and max(spills) <= 16
 
 
-def emulate(plan, programs, q, k, v, lists, counts, sizes, tmp_path):
-    """Run the kernel's source on the CPU (hopper_emulator.h) on `programs` multiprocessors."""
-    parts = [
-        constants(plan),
-        *(
-            (folder / name).read_text()
-            for folder, name in (
-                (Path(__file__).parent, "hopper_emulator.h"),
-                (Path(hopper.__file__).parent, "hopper_forward.cu"),
-                (Path(__file__).parent, "hopper_emulator.cpp"),
-            )
-        ),
-    ]
-    (tmp_path / "emulated.cpp").write_text("".join(parts))
+def emulate(plan, programs, tensors, tmp_path):
+    """Run a plan's kernel on the CPU (hopper_emulator.h); returns the bytes that it wrote.
+
+    Args:
+        plan: sizes.
+        programs: multiprocessors to play.
+        tensors: q, k, v, lists, counts, sizes, and for a gradient that of the output, log-sum-exp and delta.
+        tmp_path: for the program.
+    """
+    ours, theirs = Path(__file__).parent, Path(hopper.__file__).parent
+    files = [ours / "hopper_emulator.h", theirs / "hopper_common.cu", theirs / kernel_file(plan)]
+    text = [constants(plan), *(f.read_text() for f in files), (ours / "hopper_emulator.cpp").read_text()]
+    (tmp_path / "emulated.cpp").write_text("".join(text))
     command = ["g++", "-O1", "-std=c++20", "-w", str(tmp_path / "emulated.cpp"), "-o", str(tmp_path / "emulated")]
     subprocess.run(command, check=True)
+    q, k, _, lists, *_ = tensors
     batch, heads, tokens, dim = q.shape
     q_blocks = tokens // plan.q_block
     whole, rest = hopper.split_rounds(batch * heads * q_blocks, programs)
     numbers = [batch, heads, q_blocks, k.shape[2] // plan.kv_block, lists.shape[3], programs, whole, rest]
     head = torch.tensor([*numbers, k.shape[0], *lists.shape[:2]], dtype=torch.int32)
-    tensors = [head, torch.tensor([dim**-0.5]), q, k, v, lists, counts, sizes]
-    raw = b"".join(x.contiguous().flatten().view(torch.uint8).numpy().tobytes() for x in tensors)
+    everything = [head, torch.tensor([dim**-0.5]), *tensors]
+    raw = b"".join(x.contiguous().flatten().view(torch.uint8).numpy().tobytes() for x in everything)
     done = subprocess.run([str(tmp_path / "emulated")], input=raw, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stdout.decode(errors="replace")
-    out = torch.frombuffer(bytearray(done.stdout[: 2 * q.numel()]), dtype=torch.bfloat16).view(q.shape)
-    return out, torch.frombuffer(bytearray(done.stdout[2 * q.numel() :]), dtype=torch.float32).view(q.shape[:3])
+    return bytearray(done.stdout)
 
 
 EMULATED = {
@@ -110,21 +111,33 @@ EMULATED = {
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
 @pytest.mark.parametrize(("shape", "programs", "factor"), EMULATED.values(), ids=EMULATED.keys())
-def test_emulated_kernel_matches_naive(shape, programs, factor, tmp_path):
-    """Rounds and shares, all roles and barriers, swizzles, masks and the combination; NaN wherever nothing may look."""
+def test_emulated_kernel_matches_naive(shape, programs, factor, gradient, tmp_path):
+    """Rounds and shares, all roles and barriers, swizzles, masks and merges; NaN wherever nothing may look."""
     q, k, v, lists, counts, options = make(**shape, dtype=torch.bfloat16)
     q = q * factor
-    sizes = options["kv_sizes"]
-    blocks = k.shape[2] // options["kv_block"]
+    kv_block, sizes = options["kv_block"], options["kv_sizes"]
     if sizes is None:
-        sizes = torch.full((blocks,), options["kv_block"], dtype=torch.int32)
-    past = (torch.arange(options["kv_block"]) >= sizes[:, None]).flatten()[:, None]
-    k, v = k.masked_fill(past, math.nan), v.masked_fill(past, math.nan)
-    plan = Plan(options["q_block"], options["kv_block"], q.shape[3], "bf16", options["kv_sizes"] is not None)
-    got = emulate(plan, programs, q, k, v, lists, counts, sizes, tmp_path)
-    want = run("naive", *(x.float() for x in (q, k, v)), lists, counts, options, grad=False)
-    assert_near(got, want, 5e-3)
+        sizes = torch.full((k.shape[2] // kv_block,), kv_block, dtype=torch.int32)
+    past = (torch.arange(kv_block) >= sizes[:, None]).flatten()[:, None]
+    spoiled = [k.masked_fill(past, math.nan), v.masked_fill(past, math.nan)]
+    plan = Plan(options["q_block"], kv_block, q.shape[3], "bf16", options["kv_sizes"] is not None, gradient)
+    leaves = [x.float().requires_grad_() for x in (q, k, v)]
+    out, lse = block_sparse_attention(*leaves, lists, counts, backend="naive", return_lse=True, **options)
+    tensors = [q, *spoiled, lists, counts, sizes]
+    if gradient:
+        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+        want = torch.autograd.grad(out, leaves[0], grad.float())
+        tensors += [grad, lse.detach(), (out * grad.float()).sum(-1).detach()]
+    else:
+        want = [out.detach(), lse.detach()]
+    raw = emulate(plan, programs, tensors, tmp_path)
+    size = 2 * q.numel()
+    got = [torch.frombuffer(raw[:size], dtype=torch.bfloat16).view(q.shape)]
+    if not gradient:
+        got.append(torch.frombuffer(raw[size:], dtype=torch.float32).view(q.shape[:3]))
+    assert_near(got, want, 1e-2 if gradient else 5e-3)
 
 
 hopper_gpu = [
