@@ -125,6 +125,8 @@ def backward(
     q_block: int,
     kv_block: int,
     scale: float,
+    grad_q: Tensor | None = None,
+    delta: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`forward`, deterministic.
 
@@ -143,6 +145,8 @@ def backward(
         q_block: see ``q``.
         kv_block: see ``q``.
         scale: see ``q``.
+        grad_q: gradient of q if another kernel has computed it; with ``delta``.
+        delta: fp32 ``[B, H, Tq]``, product of output and its gradient, less the log-sum-exp's gradient.
 
     Returns:
         Gradients of q, k and v, contiguous; summed over the batch where ``k`` and ``v`` have a batch of one.
@@ -151,25 +155,27 @@ def backward(
     grad_lse = grad_lse.contiguous()
     batch, heads, tokens, _ = q.shape
     q_blocks, kv_blocks = tokens // q_block, k.shape[2] // kv_block
-    grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    ready = grad_q is not None and delta is not None
+    if grad_q is None or delta is None:
+        grad_q, delta = torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty_like(lse)
     grad_k = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     grad_v = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     if grad_q.numel() == 0 or grad_k.numel() == 0:
         return grad_q.zero_(), grad_k.zero_(), grad_v.zero_()
-    delta = torch.empty_like(lse)
     align = _alignment(q, k, v, grad_out)
     q_strides, k_strides, v_strides, do_strides = (_strides(x, batch, align) for x in (q, k, v, grad_out))
     sizes = counts if kv_sizes is None else kv_sizes
     common = {"Q_BLOCK": q_block, "KV_BLOCK": kv_block, "ALIGN": align, "HAS_SIZES": kv_sizes is not None}
 
-    group = group_size(q_block, q_blocks, kv_blocks, batch * heads)
-    merged_lists, merged_counts = _merge(lists, counts, kv_blocks, group)
-    _, tiles, options = _options("query_gradient", q, q_block * group)
-    query_gradient_kernel[(batch * heads * triton.cdiv(q_blocks, group) * tiles,)](
-        q, k, v, out, grad_out, lse, grad_lse, delta, merged_lists, merged_counts, sizes, grad_q,
-        *q_strides, *k_strides, *v_strides, *do_strides, *_list_strides(merged_lists, merged_counts),
-        heads, q_blocks, scale, GROUP=group, **common, **options,
-    )  # fmt: skip
+    if not ready:
+        group = group_size(q_block, q_blocks, kv_blocks, batch * heads)
+        merged_lists, merged_counts = _merge(lists, counts, kv_blocks, group)
+        _, tiles, options = _options("query_gradient", q, q_block * group)
+        query_gradient_kernel[(batch * heads * triton.cdiv(q_blocks, group) * tiles,)](
+            q, k, v, out, grad_out, lse, grad_lse, delta, merged_lists, merged_counts, sizes, grad_q,
+            *q_strides, *k_strides, *v_strides, *do_strides, *_list_strides(merged_lists, merged_counts),
+            heads, q_blocks, scale, GROUP=group, **common, **options,
+        )  # fmt: skip
 
     key_batch = k.shape[0]
     group = group_size(kv_block, kv_blocks, q_blocks, key_batch * heads)

@@ -225,8 +225,8 @@ def key_gradient_kernel(
     member = rows // KV_BLOCK
     counted = rows_ok
     if HAS_SIZES:
-        block = j * GROUP + member
-        counted = rows_ok & (rows - member * KV_BLOCK < tl.load(sizes_ptr + block, mask=rows_ok, other=0))
+        own = j * GROUP + member
+        counted = rows_ok & (rows - member * KV_BLOCK < tl.load(sizes_ptr + own, mask=rows_ok, other=0))
     dims = tl.arange(0, D_PAD)
     k_base = k_ptr + (bk * k_sb + h * k_sh) * ALIGN
     v_base = v_ptr + (bk * v_sb + h * v_sh) * ALIGN

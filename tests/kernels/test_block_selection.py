@@ -12,15 +12,6 @@ DEVICES = [
 ]
 
 
-@pytest.fixture(params=["short rows", "long rows"])
-def rows(request, monkeypatch):
-    """Long rows are read in pieces; here all are, so that small tests reach that kernel too."""
-    if request.param == "long rows":
-        from decmem_env.kernels.block_selection import triton as launch
-
-        monkeypatch.setattr(launch, "ROWS_IN_REGISTERS", {})
-
-
 def make(batch=2, heads=3, queries=7, blocks=50, dim=16, device="cpu", key_batch=None):
     rng = torch.Generator().manual_seed(blocks)
     q = torch.randn(batch, heads, queries, dim, generator=rng)
@@ -54,8 +45,14 @@ def check(lists, counts, q, k, count, limit, first=None, mask=None):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("backend", ["naive", "triton"])
-@pytest.mark.parametrize(("blocks", "count"), [(50, 8), (5, 8), (700, 48), (1, 1)])
-def test_selects_the_best_allowed(blocks, count, backend, device, rows):
+@pytest.mark.parametrize(
+    ("blocks", "count", "many"), [(50, 8, 0), (5, 8, 99), (1100, 48, 0), (4200, 80, 99), (1, 1, 0)]
+)
+def test_selects_the_best_allowed(blocks, count, many, backend, device, monkeypatch):
+    from decmem_env.kernels.block_selection import triton as launch
+
+    # Both launch settings, with rows shorter and longer than what stays in registers.
+    monkeypatch.setattr(launch, "MANY_ROWS", many)
     q, k, limit, first, mask = make(blocks=blocks, device=device, queries=7 if blocks < 100 else 3)
     for options in ({}, {"first": first}, {"mask": mask}, {"first": first, "mask": mask}):
         lists, counts = select_blocks(q, k, count, limit, backend=backend, **options)
@@ -77,7 +74,7 @@ def test_runs_in_chunks_and_shares_keys(backend, device, monkeypatch):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_ties_go_to_the_lowest_index(device, rows):
+def test_ties_go_to_the_lowest_index(device):
     q = torch.ones(1, 1, 1, 16, device=device)
     k = torch.zeros(1, 1, 600, 16, device=device)
     k[0, 0, 590] = 1.0
@@ -89,7 +86,7 @@ def test_ties_go_to_the_lowest_index(device, rows):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_extreme_scores(device, rows):
+def test_extreme_scores(device):
     k = torch.tensor([1e38, -1e38, math.nan, 1e-45, -math.inf, 0.0, 5.0], device=device).view(1, 1, 7, 1)
     q = torch.ones(1, 1, 1, 1, device=device)
     limit = torch.tensor([[7]], dtype=torch.int32, device=device)

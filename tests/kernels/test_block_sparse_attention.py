@@ -238,7 +238,7 @@ def test_operator_passes_opcheck():
         q, k, v, lists, counts = (x.cuda() for x in (q, k, v, lists, counts))
     for x in (q, k, v):
         x.requires_grad_()
-    args = (q, k, v, lists, counts, None, None, None, 10, 10, 0.125)
+    args = (q, k, v, lists, counts, None, None, None, 10, 10, 0.125, "triton")
     torch.library.opcheck(torch.ops.decmem.block_sparse_attention.default, args)
 
 
