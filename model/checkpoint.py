@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,14 +22,11 @@ from torch import Tensor, nn
 from .autoencoder import TinyAutoencoder
 from .config import ModelConfig, debug
 from .transformer import WorldTransformer
+from .weight_files import CheckpointError
 
 WEIGHTS = Path(__file__).parent / "weights"
 CONFIG, TRANSFORMER, AUTOENCODER = "config.json", "transformer.safetensors", "autoencoder.safetensors"
 FILES = (CONFIG, TRANSFORMER, AUTOENCODER)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, incomplete or damaged; the message says how to mend it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,12 +181,7 @@ def save(folder: str | Path, config: ModelConfig, transformer: nn.Module, autoen
     """
     from safetensors.torch import save_file
 
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / CONFIG).is_file())):
-        raise FileExistsError(f"{target} exists and is no checkpoint: choose another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with replacing(folder) as fresh:
         (fresh / CONFIG).write_text(config.to_json())
         for file, module in ((TRANSFORMER, transformer), (AUTOENCODER, autoencoder)):
             tensors = {
@@ -197,6 +191,22 @@ def save(folder: str | Path, config: ModelConfig, transformer: nn.Module, autoen
                 for name, t in module.state_dict().items()
             }
             save_file(tensors, str(fresh / file), {"config": json.dumps(config.to_dict()["autoencoder"])})
+
+
+@contextmanager
+def replacing(folder: str | Path) -> Iterator[Path]:
+    """Give an empty folder that takes the place of a checkpoint folder when the block ends without an error.
+
+    Raises:
+        FileExistsError: The folder exists and is not a checkpoint.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / CONFIG).is_file())):
+        raise FileExistsError(f"{target} exists and is no checkpoint: choose another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield fresh
         fresh.chmod(0o755)
         old = target.with_name(f".{target.name}-old-{os.getpid()}")
         if target.exists():
