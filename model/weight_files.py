@@ -1,14 +1,18 @@
 """Reading weights of any origin tensor by tensor: safetensors (one file or shards) and `.pt` files.
 
-Opening reads names and shapes only; `Weights.read` maps one tensor from the disk, so that a load never holds the file
+Opening reads names and shapes only; `Weights.read` takes one tensor from the disk, so that a load never holds the file
 beside the module. `.pt` files are opened with `weights_only=True` and `mmap=True`: code in them never runs.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
+import mmap
 import pickle
+import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +80,7 @@ class Weights:
         files: All files behind it.
         tensors: Shape and type by the name in the file; nested dictionaries of a `.pt` are joined with dots.
         others: Names of entries that are no tensors.
-        read: Gives one tensor on the CPU, mapped from the disk where the container allows it.
+        read: Gives one tensor on the CPU: read from a safetensors file, mapped from a `.pt`.
     """
 
     path: Path
@@ -143,28 +147,47 @@ def locate(path: str | Path, names: tuple[str, ...] = TRANSFORMER_FILES) -> Path
 
 
 def _open_safetensors(path: Path, files: list[Path]) -> Weights:
-    tensors: dict[str, TensorInfo] = {}
-    readers: dict[str, Any] = {}
-    for file in files:
-        handle = _safe_open(file)
-        for name in handle.keys():
-            piece = handle.get_slice(name)
-            kind = piece.get_dtype()
-            if kind not in _DTYPES:
-                raise CheckpointError(f"{file}: {name} has the number type {kind}: expected {', '.join(_DTYPES)}")
-            tensors[name] = TensorInfo(tuple(piece.get_shape()), _DTYPES[kind])
-            readers[name] = handle
-    container = "safetensors" if len(files) == 1 else f"safetensors, {len(files)} shards"
-    return Weights(path, container, files, tensors, lambda name: readers[name].get_tensor(name))
-
-
-def _safe_open(file: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
-    try:
-        return safe_open(str(file), framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}): download or convert it again") from None
+    tensors: dict[str, TensorInfo] = {}
+    places: dict[str, tuple[Path, int]] = {}
+    for file in files:
+        try:
+            with safe_open(str(file), framework="pt", device="cpu"):
+                pass  # checks the header and the length of the file
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is damaged ({error}): download or convert it again") from None
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            if entry["dtype"] not in _DTYPES:
+                raise CheckpointError(f"{file}: {name} has the type {entry['dtype']}: expected {', '.join(_DTYPES)}")
+            tensors[name] = TensorInfo(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
+            places[name] = file, 8 + length + entry["data_offsets"][0]
+
+    def read(name: str) -> Tensor:
+        return _read_tensor(*places[name], name, tensors[name])
+
+    container = "safetensors" if len(files) == 1 else f"safetensors, {len(files)} shards"
+    return Weights(path, container, files, tensors, read)
+
+
+def _read_tensor(file: Path, start: int, name: str, info: TensorInfo) -> Tensor:
+    """Read a tensor; `get_tensor` would map the file, whose pages count as memory until it is closed."""
+    tensor = torch.empty(info.shape, dtype=info.dtype)
+    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    done = 0
+    with file.open("rb", buffering=0) as opened:
+        opened.seek(start)
+        while done < len(view):
+            got = opened.readinto(view[done:])
+            if not got:
+                raise CheckpointError(f"{file} ends inside {name}: download or convert it again")
+            done += got
+    return tensor
 
 
 def _open_shards(index: Path) -> Weights:
@@ -189,11 +212,11 @@ def _open_shards(index: Path) -> Weights:
 def _open_pickled(path: Path) -> Weights:
     try:
         try:
-            loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            loaded, mapped = torch.load(path, map_location="cpu", mmap=True, weights_only=True), True
         except RuntimeError as error:
             if "mmap can only be used" not in str(error):
                 raise
-            loaded = torch.load(path, map_location="cpu", weights_only=True)  # saved before torch 1.6: cannot be mapped
+            loaded, mapped = torch.load(path, map_location="cpu", weights_only=True), False  # from before torch 1.6
     except pickle.UnpicklingError as error:
         what = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "").strip()
         raise CheckpointError(
@@ -212,7 +235,26 @@ def _open_pickled(path: Path) -> Weights:
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors: expected a state dict, or one under `generator` or `model`")
     infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    return Weights(path, "pt", [path], infos, tensors.__getitem__, others)
+
+    def read(name: str) -> Tensor:
+        if not mapped:
+            return tensors[name]
+        copy = tensors[name].clone()
+        _forget_pages(tensors[name])
+        return copy
+
+    return Weights(path, "pt", [path], infos, read, others)
+
+
+def _forget_pages(tensor: Tensor) -> None:
+    """Take the pages of a file-mapped tensor off this process; reading it again fetches them again."""
+    if not sys.platform.startswith("linux"):
+        return
+    first = -(-tensor.untyped_storage().data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (tensor.untyped_storage().data_ptr() + tensor.untyped_storage().nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), ctypes.c_int(mmap.MADV_DONTNEED))
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
