@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from .autoencoder import TinyAutoencoder
 from .config import ModelConfig, debug
+from .hub import KNOWN
 from .transformer import WorldTransformer
-from .weight_files import CheckpointError
+from .weight_files import CheckpointError, locate
 
 WEIGHTS = Path(__file__).parent / "weights"
 CONFIG, TRANSFORMER, AUTOENCODER = "config.json", "transformer.safetensors", "autoencoder.safetensors"
@@ -64,6 +65,8 @@ def find(name: str) -> Path:
         if all((folder / file).is_file() for file in FILES):
             return folder
     path = Path(name)
+    if _is_foreign(path):
+        raise CheckpointError(f"checkpoint {name} holds weights of another project: {_conversion(name)}")
     if path.is_dir():
         missing = ", ".join(file for file in FILES if not (path / file).is_file())
         raise CheckpointError(f"checkpoint {name}: no {missing} in this folder; train the stage to its end")
@@ -75,7 +78,27 @@ def find(name: str) -> Path:
     )
 
 
+def _is_foreign(path: Path) -> bool:
+    if (path / TRANSFORMER).exists() or (path / AUTOENCODER).exists():
+        return False  # ours, but incomplete
+    try:
+        locate(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _conversion(path: str) -> str:
+    return f"decmem checkpoint convert {path} --preset wan-1.3b --vae VAE --out FOLDER makes a checkpoint of ours"
+
+
 def _download(name: str) -> Path:
+    for short, source in KNOWN.items():
+        if name == source.repository:
+            first = f"decmem checkpoint download {short}"
+            raise CheckpointError(
+                f"checkpoint {name} holds weights of another project: {first}, then {_conversion(source.folder)}"
+            )
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

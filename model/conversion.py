@@ -14,7 +14,7 @@ from .config import ModelConfig
 from .formats import bare_names
 from .importing import Import, parameter_shapes, reader, require_complete
 from .matching import assemble, match_names
-from .weight_files import VAE_FILES, CheckpointError, locate, open_weights
+from .weight_files import VAE_FILES, CheckpointError, Weights, locate, open_weights
 from .weight_writer import write_safetensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,7 +36,7 @@ def convert(
         plan: The transformer (`importing.plan_import`).
         out: Folder; an older checkpoint there is replaced.
         config: Sizes.
-        vae: File or folder of the autoencoder; where the transformer lies by default.
+        vae: File or folder of the autoencoder; by default where the transformer lies, or one folder above.
         dtype: `keep` (as stored), `fp32`, `bf16` or `fp16`, of the transformer; the autoencoder keeps its own.
         allow_partial: Accept missing and unexpected tensors of the transformer.
         progress: Called with the bytes written since the last call.
@@ -46,10 +46,7 @@ def convert(
         FileExistsError: `out` is something else than a checkpoint.
     """
     require_complete(plan, allow_partial)
-    try:
-        beside = open_weights(locate(vae or plan.weights.path.parent, VAE_FILES))
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; give the autoencoder as --vae FILE or FOLDER") from None
+    beside = _open_vae([vae] if vae else [plan.weights.path.parent, plan.weights.path.parent.parent])
     stored = {pair.target: plan.weights.tensors[pair.sources[0]].dtype for pair in plan.match.pairs}
     layout = {
         name: (shape, DTYPES.get(dtype) or stored.get(name, torch.float32))
@@ -71,3 +68,13 @@ def convert(
             lambda name: assemble(pairs[name], beside.read),
             {"config": json.dumps(config.to_dict()["autoencoder"])},
         )
+
+
+def _open_vae(places: list[Path]) -> Weights:
+    failures = []
+    for place in places:
+        try:
+            return open_weights(locate(place, VAE_FILES))
+        except CheckpointError as error:
+            failures.append(str(error))
+    raise CheckpointError(f"{failures[0]}; give the autoencoder as --vae FILE or FOLDER")

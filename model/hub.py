@@ -138,6 +138,7 @@ def fetch(
 
 def _select(sizes: dict[str, Any], source: Source, hint: str) -> Sequence[str]:
     wanted: list[str] = []
+    sizes = {name: size for name, size in sizes.items() if ".." not in name and not name.startswith("/")}
     for pattern in source.files:
         found = [name for name in sorted(sizes) if fnmatch(name, pattern)]
         if not found and "*" not in pattern:

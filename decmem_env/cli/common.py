@@ -84,12 +84,17 @@ def resolve_device(name: str) -> str:
 
 
 def own_device(name: str) -> str:
-    """The device of this process: under torchrun each rank takes its own GPU."""
+    """The device of this process: under torchrun each rank takes its own GPU, and makes it the current one."""
     import os
+
+    import torch
 
     device = resolve_device(name)
     rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{rank}" if device == "cuda" and rank is not None else device
+    if device == "cuda" and rank is not None:
+        device = f"cuda:{rank}"
+        torch.cuda.set_device(device)
+    return device
 
 
 def run_on_gpus(count: int, arguments: Sequence[str], device: str) -> int:

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -219,6 +221,31 @@ def test_convert_gives_a_checkpoint_that_generates_the_same(ours, tmp_path):
         plan_import(tmp_path / "autoencoder.safetensors", debug())
 
 
+def test_foreign_weights_name_the_command_that_converts_them(ours, tmp_path):
+    torch.save(as_wan(ours), tmp_path / "decmem.pt")
+    for path in (tmp_path, tmp_path / "decmem.pt"):
+        with pytest.raises(CheckpointError, match=f"decmem checkpoint convert {path} --preset"):
+            WorldModel.from_pretrained(path)
+    with pytest.raises(CheckpointError, match="decmem checkpoint download decmem, then decmem checkpoint convert"):
+        WorldModel.from_pretrained("KlingTeam/DecMem")
+
+
+def test_an_incomplete_folder_of_ours_is_not_called_foreign(ours, tmp_path):
+    save_file({n: t.contiguous() for n, t in ours.items()}, str(tmp_path / "transformer.safetensors"))
+    with pytest.raises(CheckpointError, match="no config.json, autoencoder.safetensors in this folder"):
+        WorldModel.from_pretrained(tmp_path)
+
+
+def test_the_autoencoder_of_a_diffusers_folder_is_found(ours, tmp_path):
+    for part, tensors in (("transformer", as_diffusers(with_text(as_wan(ours)))), ("vae", autoencoder())):
+        (tmp_path / part).mkdir()
+        save_file(
+            {n: t.contiguous() for n, t in tensors.items()}, tmp_path / part / "diffusion_pytorch_model.safetensors"
+        )
+    convert(plan_import(tmp_path, debug()), tmp_path / "out", debug())
+    assert same(WorldModel.from_pretrained(tmp_path / "out", memory_budget=8 << 20).transformer, ours)
+
+
 def test_convert_leaves_nothing_behind_when_it_fails(ours, tmp_path):
     wan = as_wan(ours)
     torch.save({n: t * 1e6 for n, t in wan.items()}, tmp_path / "big.pt")
@@ -251,3 +278,61 @@ def test_shapes_need_no_memory_and_families_have_names():
     assert family_of(["decoder.upsamples.0.residual.2.weight"]) == "wan-vae"
     assert family_of(["nothing.like.it"]) == "unknown"
     assert bare_names(["model"]).clean == {"model": "model"}
+
+
+def test_every_name_of_diffusers_own_model_is_known():
+    diffusers = pytest.importorskip("diffusers")
+    from decmem_env.model.formats import diffusers_to_wan, is_text_part, wan_to_native
+
+    with torch.device("meta"):
+        theirs = diffusers.WanTransformer3DModel(
+            patch_size=(1, 1, 1),
+            num_attention_heads=2,
+            attention_head_dim=32,
+            in_channels=8,
+            out_channels=8,
+            text_dim=64,
+            freq_dim=256,
+            ffn_dim=128,
+            num_layers=2,
+        ).state_dict()
+    original = {name: diffusers_to_wan(name) for name in theirs}
+    assert family_of(theirs) == "diffusers" and family_of(original.values()) == "wan"
+    native = {name: wan_to_native(wan) for name, wan in original.items()}
+    assert all((native[name] is None) == is_text_part(original[name]) for name in theirs)
+    shapes = parameter_shapes(debug())
+    ours = {name for name in shapes if "gate" not in name and not name.startswith("action.")}
+    found = {name.replace(".attention.q.", ".attention.qkv.") for name in native.values() if name}
+    assert found - {n for n in found if ".attention.k." in n or ".attention.v." in n} == ours
+    by_name = {native[name]: tuple(tensor.shape) for name, tensor in theirs.items() if native[name]}
+    for name in ("time.0.weight", "blocks.1.ffn.2.weight", "blocks.0.attention.norm_k.weight", "head.weight"):
+        assert by_name[name] == shapes[name], name
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("name", ["big.safetensors", "big.pt"])
+def test_loading_never_takes_twice_the_size(name, tmp_path):
+    # A fresh process, because its peak must be of this load alone.
+    script = """
+import sys, torch
+from decmem_env.model.config import tiny
+from decmem_env.model.importing import load_transformer, parameter_shapes
+from decmem_env.model.transformer import WorldTransformer
+from safetensors.torch import save_file
+config = tiny().with_overrides(width=640, heads=10, depth=12, ffn_width=2560)
+path = sys.argv[1]
+if sys.argv[2] == "write":
+    state = WorldTransformer(config).state_dict()
+    save_file(state, path) if path.endswith("safetensors") else torch.save({"generator": state}, path)
+    sys.exit()
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+parameter_shapes(config)  # the first use of meta tensors imports much of torch
+before = peak()
+_, plan = load_transformer(path, config, device=torch.device("cpu"))
+print((peak() - before) / plan.weights.bytes)
+"""
+    run = [sys.executable, "-P", "-c", script] if sys.version_info >= (3, 11) else [sys.executable, "-c", script]
+    subprocess.run([*run, str(tmp_path / name), "write"], check=True)
+    ratio = subprocess.run([*run, str(tmp_path / name), "load"], check=True, capture_output=True, text=True).stdout
+    assert 0.9 < float(ratio) < 1.7, "the module, and one tensor beside it"
