@@ -132,7 +132,8 @@ def load_transformer(
         module = WorldTransformer(config)
     read = reader(plan, config)
     for name, parameter in list(module.named_parameters()):
-        filled = read(name).to(device=device, dtype=dtype, copy=True).contiguous()
+        # To the device first: there the conversion is fast. `read` gives fresh memory, so no copy is needed.
+        filled = read(name).to(device).to(dtype).contiguous()
         if not torch.isfinite(filled).all():
             raise CheckpointError(f"{plan.weights.path}: {name} holds NaN or infinity as {dtype}; download it again")
         owner = module.get_submodule(name.rpartition(".")[0])
