@@ -154,5 +154,5 @@ def _said(source: Source, revision: str, error: Exception, hint: str) -> str:
     reason = str(error).strip().splitlines()
     return (
         f"{source.repository} at {revision} could not be fetched ({type(error).__name__}"
-        f"{': ' + reason[0] if reason else ''}). If this machine has no network: {hint}"
+        f"{': ' + reason[0] if reason else ''}); {hint}"
     )
