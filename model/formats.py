@@ -1,7 +1,7 @@
-"""Names in other people's weight files, and what they are called here.
+"""Names in other people's weight files: sections, wrappers, and whose names they are.
 
-A name passes three steps: wrappers and sections are taken off (`generator_ema._fsdp_wrapped_module.model.blocks.0...`),
-diffusers' names become Wan's original ones, and those become ours (`wan_to_native`).
+Wrappers and sections (`generator_ema._fsdp_wrapped_module.model.blocks.0...`) are taken off here; `wan_keys` turns the
+bare names of Wan and of diffusers into ours.
 """
 
 from __future__ import annotations
@@ -44,48 +44,6 @@ _STRANGERS = (
     "text_encoder",
     "vae",
 )
-
-_DIFFUSERS = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
-        (r"^condition_embedder\.time_embedder\.linear_2\.", "time_embedding.2."),
-        (r"^condition_embedder\.text_embedder\.linear_1\.", "text_embedding.0."),
-        (r"^condition_embedder\.text_embedder\.linear_2\.", "text_embedding.2."),
-        (r"^condition_embedder\.time_proj\.", "time_projection.1."),
-        (r"^proj_out\.", "head.head."),
-        (r"^scale_shift_table$", "head.modulation"),
-        (r"^(blocks\.\d+)\.scale_shift_table$", r"\1.modulation"),
-        (r"^(blocks\.\d+)\.attn1\.to_out\.0\.", r"\1.self_attn.o."),
-        (r"^(blocks\.\d+)\.attn1\.to_([qkv])\.", r"\1.self_attn.\2."),
-        (r"^(blocks\.\d+)\.attn1\.", r"\1.self_attn."),
-        (r"^(blocks\.\d+)\.attn2\.to_out\.0\.", r"\1.cross_attn.o."),
-        (r"^(blocks\.\d+)\.attn2\.to_([qkv])\.", r"\1.cross_attn.\2."),
-        (r"^(blocks\.\d+)\.attn2\.", r"\1.cross_attn."),
-        (r"^(blocks\.\d+)\.ffn\.net\.0\.proj\.", r"\1.ffn.0."),
-        (r"^(blocks\.\d+)\.ffn\.net\.2\.", r"\1.ffn.2."),
-        # diffusers swaps the two norms: its norm2 is the one with weights, before cross-attention.
-        (r"^(blocks\.\d+)\.norm2\.", r"\1.norm3."),
-    )
-)
-
-_WAN = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r"^patch_embedding\.", "patch."),
-        (r"^time_embedding\.", "time."),
-        (r"^time_projection\.1\.", "time_projection.1."),
-        (r"^(blocks\.\d+)\.modulation$", r"\1.modulation"),
-        (r"^(blocks\.\d+)\.self_attn\.([qkv])\.", r"\1.attention.\2."),
-        (r"^(blocks\.\d+)\.self_attn\.o\.", r"\1.attention.out."),
-        (r"^(blocks\.\d+)\.self_attn\.norm_([qk])\.", r"\1.attention.norm_\2."),
-        (r"^(blocks\.\d+)\.ffn\.", r"\1.ffn."),
-        (r"^head\.modulation$", "head_modulation"),
-        (r"^head\.head\.", "head."),
-    )
-)
-# Parts of Wan that a text-free world model does not have.
-_TEXT = re.compile(r"^(text_embedding\.|blocks\.\d+\.(cross_attn|norm3)\.)")
 
 _SIGNATURES = (
     ("native", re.compile(r"^blocks\.\d+\.attention\.qkv\.")),
@@ -169,28 +127,3 @@ def family_of(names: Iterable[str]) -> str:
         if any(pattern.match(name) for name in found):
             return family
     return "unknown"
-
-
-def diffusers_to_wan(name: str) -> str:
-    """Wan's original name of a diffusers name; others come back as they are."""
-    return _rename(name, _DIFFUSERS) or name
-
-
-def wan_to_native(name: str) -> str | None:
-    """Our name of one of Wan's original names; None where we have no such part, or the name is not Wan's.
-
-    `q`, `k` and `v` keep names of their own (`attention.q.weight`); `matching` joins them where a model fuses them.
-    """
-    return _rename(name, _WAN)
-
-
-def is_text_part(name: str) -> bool:
-    """Whether a Wan name belongs to text conditioning, which a text-free model leaves out."""
-    return _TEXT.match(name) is not None
-
-
-def _rename(name: str, table: tuple[tuple[re.Pattern[str], str], ...]) -> str | None:
-    for pattern, replacement in table:
-        if pattern.match(name):
-            return pattern.sub(replacement, name)
-    return None

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .formats import diffusers_to_wan, family_of, is_text_part, wan_to_native
+from .formats import family_of
+from .wan_keys import is_text, to_native
 from .weight_files import TensorInfo
 
 _PARTS = ("q", "k", "v")
@@ -175,8 +176,8 @@ def _known(bare: str, family: str, targets: Mapping[str, Shape]) -> tuple[str | 
     if bare in targets:
         # `blocks.0.modulation` is called the same in Wan; `head.weight` is ours alone.
         return bare, "name" if family not in ("wan", "diffusers") else family, False
-    original = diffusers_to_wan(bare) if family == "diffusers" else bare
-    return wan_to_native(original), _how(family), is_text_part(original)
+    name = to_native(bare) if family in ("wan", "diffusers") else None
+    return name, _how(family), name is not None and is_text(name)
 
 
 def _squeezed(shape: Shape) -> Shape:

@@ -13,8 +13,8 @@ from decmem_env.model.config import debug
 from decmem_env.model.conversion import convert
 from decmem_env.model.formats import bare_names, family_of
 from decmem_env.model.importing import load_transformer, parameter_shapes, plan_import
-from decmem_env.model.matching import table
-from decmem_env.model.weight_files import locate, open_weights
+from decmem_env.model.matching import match_names, table
+from decmem_env.model.weight_files import TensorInfo, locate, open_weights
 from decmem_env.model.weight_writer import write_safetensors
 from safetensors.torch import load_file, save_file
 
@@ -282,8 +282,6 @@ def test_shapes_need_no_memory_and_families_have_names():
 
 def test_every_name_of_diffusers_own_model_is_known():
     diffusers = pytest.importorskip("diffusers")
-    from decmem_env.model.formats import diffusers_to_wan, is_text_part, wan_to_native
-
     with torch.device("meta"):
         theirs = diffusers.WanTransformer3DModel(
             patch_size=(1, 1, 1),
@@ -296,17 +294,11 @@ def test_every_name_of_diffusers_own_model_is_known():
             ffn_dim=128,
             num_layers=2,
         ).state_dict()
-    original = {name: diffusers_to_wan(name) for name in theirs}
-    assert family_of(theirs) == "diffusers" and family_of(original.values()) == "wan"
-    native = {name: wan_to_native(wan) for name, wan in original.items()}
-    assert all((native[name] is None) == is_text_part(original[name]) for name in theirs)
-    shapes = parameter_shapes(debug())
-    ours = {name for name in shapes if "gate" not in name and not name.startswith("action.")}
-    found = {name.replace(".attention.q.", ".attention.qkv.") for name in native.values() if name}
-    assert found - {n for n in found if ".attention.k." in n or ".attention.v." in n} == ours
-    by_name = {native[name]: tuple(tensor.shape) for name, tensor in theirs.items() if native[name]}
-    for name in ("time.0.weight", "blocks.1.ffn.2.weight", "blocks.0.attention.norm_k.weight", "head.weight"):
-        assert by_name[name] == shapes[name], name
+    infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in theirs.items()}
+    match = match_names(bare_names(theirs).clean, infos, parameter_shapes(debug()))
+    assert not match.unexpected and not match.misfits and len(match.left_out) == 4 + 2 * 12
+    assert all(name.startswith("action.") or ".gate." in name for name in match.missing)
+    assert {pair.how for pair in match.pairs} == {"diffusers"}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
