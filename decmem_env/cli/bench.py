@@ -1,4 +1,4 @@
-"""`decmem bench cpu | kernels | env | renderer`: speeds by their definitions."""
+"""`decmem bench cpu | kernels | env | renderer | load`: speeds by their definitions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ _EXAMPLES = """\
 decmem bench cpu --json cpu.json          frames_per_second: three fresh processes, 2 threads, the slowest
 decmem bench env --worlds 64 --device cuda
 decmem bench renderer --device cuda
+decmem bench load --preset wan-1.3b --device cuda --dtype bfloat16
 decmem bench kernels --json kernels.json  needs a CUDA device; checks every kernel before it is timed"""
 
 CPU_BAR = 4.0  # frames/s with a memory of 300 frames, two cores
+LOAD_BAR = 10.0  # seconds for Wan-1.3B's fp32 file from a warm page cache
 RENDERER_BARS = {"cuda": 100_000.0, "cpu": 60.0}  # frames/s at 96x160, 2x2 samples
 
 
@@ -42,7 +44,12 @@ def add_parser(commands: Any) -> None:
     )
     kernels.add_argument("--peers", action="store_true", help="also time FlexAttention")
     kernels.set_defaults(run=run_kernels)
-    for part in (cpu, env, renderer, kernels):
+    load = parts.add_parser("load", help="loading a checkpoint file", formatter_class=Formatter)
+    load.add_argument("--preset", default="tiny", metavar="P", help="sizes (default: tiny)")
+    load.add_argument("--device", default="auto")
+    load.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    load.set_defaults(run=run_load)
+    for part in (cpu, env, renderer, kernels, load):
         part.add_argument("--json", type=Path, metavar="F", help="write the records here")
 
 
@@ -76,6 +83,42 @@ def run_renderer(options: argparse.Namespace) -> int:
     device = resolve_device(options.device)
     bar = RENDERER_BARS["cuda" if device.startswith("cuda") else "cpu"]
     return _finish("renderer_frames_per_second", renderer_speed(device=device), bar, device, options)
+
+
+def run_load(options: argparse.Namespace) -> int:
+    """Measure loading."""
+    from ..load_benchmark import load_speed
+    from ..results import record, write_json
+
+    device = resolve_device(options.device)
+    found = load_speed(options.preset, device, options.dtype)
+    full = options.preset == "wan-1.3b"
+    seconds, over = found.pop("seconds"), found.pop("memory_over_file")
+    items = [
+        record(
+            "checkpoint_load_seconds",
+            seconds,
+            "s",
+            bar=LOAD_BAR if full else None,
+            better="lower",
+            device=device,
+            details=found,
+        ),
+        record(
+            "checkpoint_load_memory_over_file",
+            over,
+            bar=2.0 if full else None,
+            better="lower",
+            device=device,
+            details=found,
+        ),
+    ]
+    print(
+        f"{found['gigabytes']:.2f} GB in {seconds:.2f} s, memory {over:.2f} times the file, on {items[0]['hardware']}"
+    )
+    if options.json is not None:
+        print(write_json(options.json, items))
+    return 0
 
 
 def run_kernels(options: argparse.Namespace) -> int:

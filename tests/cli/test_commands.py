@@ -130,6 +130,14 @@ def test_bench_cpu_runs_in_fresh_processes(tmp_path):
     assert len(item["details"]["runs"]) == 2 and min(item["details"]["runs"]) == pytest.approx(item["value"], rel=1e-3)
 
 
+def test_bench_load(tmp_path):
+    argv = ["bench", "load", "--preset", "debug", "--device", "cpu", "--json", str(tmp_path / "l.json")]
+    assert main(argv) == 0
+    seconds, memory = results.read_results(tmp_path / "l.json")
+    assert 0 < seconds["value"] < 10 and memory["value"] > 0 and memory["details"]["gigabytes"] > 0
+    assert seconds["bar"] is None, "the bar is for the full-size file"
+
+
 def test_bench_renderer(tmp_path):
     assert main(["bench", "renderer", "--device", "cpu", "--json", str(tmp_path / "b.json")]) == 0
     assert results.read_results(tmp_path / "b.json")[0]["value"] > 0
