@@ -1,4 +1,4 @@
-"""`decmem bench cpu | kernels | env | renderer | load`: speeds by their definitions."""
+"""`decmem bench cpu | growth | kernels | env | renderer | load`: speeds by their definitions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .common import Formatter, add_command, add_model_options, positive, resolve
 
 _EXAMPLES = """\
 decmem bench cpu --json cpu.json          frames_per_second: three fresh processes, 2 threads, the slowest
+decmem bench growth --json growth.json    a step at 3,000 frames of memory against one at 100
 decmem bench env --worlds 64 --device cuda
 decmem bench renderer --device cuda
 decmem bench load --preset wan-1.3b --device cuda --dtype bfloat16
@@ -32,6 +33,18 @@ def add_parser(commands: Any) -> None:
     cpu.add_argument("--frames", type=positive, default=200, metavar="N", help="steps that count (default: 200)")
     cpu.add_argument("--processes", type=positive, default=3, metavar="N", help="fresh processes (default: 3)")
     cpu.set_defaults(run=run_cpu)
+    growth = parts.add_parser("growth", help="what a longer memory costs on this CPU", formatter_class=Formatter)
+    growth.add_argument("--checkpoint", default="tiny", metavar="C")
+    growth.add_argument(
+        "--frames",
+        type=positive,
+        nargs=2,
+        default=(100, 3000),
+        metavar=("A", "B"),
+        help="of memory (default: 100 3000)",
+    )
+    growth.add_argument("--pairs", type=positive, default=200, metavar="N", help="paired steps (default: 200)")
+    growth.set_defaults(run=run_growth)
     env = parts.add_parser("env", help="many worlds through gym.make_vec", formatter_class=Formatter)
     add_model_options(env)
     env.add_argument("--worlds", type=positive, default=16, metavar="N")
@@ -49,7 +62,7 @@ def add_parser(commands: Any) -> None:
     load.add_argument("--device", default="auto")
     load.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     load.set_defaults(run=run_load)
-    for part in (cpu, env, renderer, kernels, load):
+    for part in (cpu, growth, env, renderer, kernels, load):
         part.add_argument("--json", type=Path, metavar="F", help="write the records here")
 
 
@@ -65,6 +78,35 @@ def run_cpu(options: argparse.Namespace) -> int:
         measured=options.frames,
     )
     return _finish("frames_per_second", found, CPU_BAR if options.memory_frames == 300 else None, "cpu", options)
+
+
+def run_growth(options: argparse.Namespace) -> int:
+    """Measure the growth of a step and of its attention with the memory."""
+    from .. import growth
+    from ..results import record, write_json
+
+    say(f"{options.pairs} pairs, {growth.THREADS} threads, {options.frames[0]} against {options.frames[1]} frames")
+    frames, pairs = tuple(options.frames), options.pairs
+    usual = frames == growth.STEP_FRAMES
+    found = [("growth_step", growth.step_growth(options.checkpoint, frames=frames, pairs=pairs), growth.STEP_BAR)]
+    if usual:
+        frames = growth.KERNEL_FRAMES
+    for name, select, bar in (
+        ("growth_attention", False, growth.ATTENTION_BAR),
+        ("growth_attention_and_selection", True, growth.SELECTION_BAR),
+    ):
+        found.append((name, growth.kernel_growth(frames=frames, select=select, pairs=pairs), bar))
+    items = []
+    for name, details, bar in found:
+        ratio = details.pop("ratio")
+        items.append(record(name, ratio, "", bar=bar if usual else None, better="lower", details=details))
+        print(
+            f"{name}: {ratio:.3f} ({details['ratio_10']:.3f} to {details['ratio_90']:.3f}), "
+            f"{details['short_ms']:.2f} to {details['long_ms']:.2f} ms" + (f" (bar {bar:g})" if usual else "")
+        )
+    if options.json is not None:
+        print(write_json(options.json, items))
+    return 0
 
 
 def run_env(options: argparse.Namespace) -> int:

@@ -141,3 +141,13 @@ def test_bench_load(tmp_path):
 def test_bench_renderer(tmp_path):
     assert main(["bench", "renderer", "--device", "cpu", "--json", str(tmp_path / "b.json")]) == 0
     assert results.read_results(tmp_path / "b.json")[0]["value"] > 0
+
+
+def test_bench_growth(tmp_path):
+    argv = ["bench", "growth", "--checkpoint", "debug", "--frames", "20", "60", "--pairs", "3"]
+    assert main([*argv, "--json", str(tmp_path / "g.json")]) == 0
+    items = {item["name"]: item for item in results.read_results(tmp_path / "g.json")}
+    assert set(items) == {"growth_step", "growth_attention", "growth_attention_and_selection"}
+    for item in items.values():
+        assert item["value"] > 0 and item["bar"] is None and item["details"]["frames"] == [20, 60]
+        assert item["details"]["ratio_10"] <= item["value"] <= item["details"]["ratio_90"]
