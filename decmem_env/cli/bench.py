@@ -1,4 +1,4 @@
-"""`decmem bench cpu | growth | kernels | env | renderer | load`: speeds by their definitions."""
+"""`decmem bench cpu | growth | kernels | env | soak | renderer | load`: speeds by their definitions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ _EXAMPLES = """\
 decmem bench cpu --json cpu.json          frames_per_second: three fresh processes, 2 threads, the slowest
 decmem bench growth --json growth.json    a step at 3,000 frames of memory against one at 100
 decmem bench env --worlds 64 --device cuda
+decmem bench soak --minutes 60 --json soak.json
 decmem bench renderer --device cuda
 decmem bench load --preset wan-1.3b --device cuda --dtype bfloat16
 decmem bench kernels --json kernels.json  needs a CUDA device; checks every kernel before it is timed"""
 
 CPU_BAR = 4.0  # frames/s with a memory of 300 frames, two cores
+VECTOR_BAR = 1500.0  # env steps/s, 64 worlds on a H200
+SOAK_BAR = 1.05  # the end of a long session over its beginning
 LOAD_BAR = 10.0  # seconds for Wan-1.3B's fp32 file from a warm page cache
 RENDERER_BARS = {"cuda": 100_000.0, "cpu": 60.0}  # frames/s at 96x160, 2x2 samples
 
@@ -48,7 +51,15 @@ def add_parser(commands: Any) -> None:
     env = parts.add_parser("env", help="many worlds through gym.make_vec", formatter_class=Formatter)
     add_model_options(env)
     env.add_argument("--worlds", type=positive, default=16, metavar="N")
+    env.add_argument(
+        "--episode", type=positive, default=256, metavar="N", help="steps of an episode; resets count (default: 256)"
+    )
     env.set_defaults(run=run_env)
+    soak = parts.add_parser("soak", help="a long session: memory and speed stay flat", formatter_class=Formatter)
+    add_model_options(soak)
+    soak.add_argument("--minutes", type=float, default=60.0, metavar="N", help="of play (default: 60)")
+    soak.add_argument("--budget-gib", type=float, metavar="G", help="for the memory (default: the engine's)")
+    soak.set_defaults(run=run_soak)
     renderer = parts.add_parser("renderer", help="the voxel renderer", formatter_class=Formatter)
     renderer.add_argument("--device", default="auto")
     renderer.set_defaults(run=run_renderer)
@@ -62,7 +73,7 @@ def add_parser(commands: Any) -> None:
     load.add_argument("--device", default="auto")
     load.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     load.set_defaults(run=run_load)
-    for part in (cpu, growth, env, renderer, kernels, load):
+    for part in (cpu, growth, env, soak, renderer, kernels, load):
         part.add_argument("--json", type=Path, metavar="F", help="write the records here")
 
 
@@ -114,8 +125,31 @@ def run_env(options: argparse.Namespace) -> int:
     from ..benchmarks import vector_env_speed
 
     device = resolve_device(options.device)
-    found = vector_env_speed(options.checkpoint, worlds=options.worlds, device=device)
-    return _finish("vector_env_frames_per_second", found, None, device, options)
+    found = vector_env_speed(options.checkpoint, worlds=options.worlds, episode=options.episode, device=device)
+    full = options.worlds == 64 and device.startswith("cuda")
+    return _finish("vector_env_frames_per_second", found, VECTOR_BAR if full else None, device, options)
+
+
+def run_soak(options: argparse.Namespace) -> int:
+    """Play for long."""
+    from ..results import record, write_json
+    from ..soak import soak
+
+    device = resolve_device(options.device)
+    budget = None if options.budget_gib is None else int(options.budget_gib * 2**30)
+    found = soak(options.minutes, options.checkpoint, device=device, memory_budget=budget, tell=say)
+    series = {key: found.pop(key) for key in ("minutes", "frames", "evicted_frames", "checkpoint", "series")}
+    over = found["memory_bytes"] / found["memory_budget"]
+    items = [
+        record("soak_slow_down", found["slow_down"], bar=SOAK_BAR, better="lower", device=device, details=series),
+        record("soak_memory_growth", found["memory_growth"], bar=SOAK_BAR, better="lower", device=device),
+        record("soak_memory_over_budget", over, bar=1.0, better="lower", device=device, details=found),
+    ]
+    for item in items:
+        print(f"{item['name']}: {item['value']:.3f} (bar {item['bar']:g})")
+    if options.json is not None:
+        print(write_json(options.json, items))
+    return 0
 
 
 def run_renderer(options: argparse.Namespace) -> int:

@@ -130,6 +130,21 @@ def test_bench_cpu_runs_in_fresh_processes(tmp_path):
     assert len(item["details"]["runs"]) == 2 and min(item["details"]["runs"]) == pytest.approx(item["value"], rel=1e-3)
 
 
+def test_bench_env_counts_every_reset(tmp_path):
+    argv = ["bench", "env", "--checkpoint", "debug", "--worlds", "3", "--episode", "6", "--device", "cpu"]
+    assert main([*argv, "--json", str(tmp_path / "v.json")]) == 0
+    (item,) = json.loads((tmp_path / "v.json").read_text())
+    assert item["value"] > 0 and item["details"]["resets"] == 3
+
+
+def test_bench_soak(tmp_path):
+    argv = ["bench", "soak", "--checkpoint", "debug", "--minutes", "0.06", "--budget-gib", "0.008", "--device", "cpu"]
+    assert main([*argv, "--json", str(tmp_path / "s.json")]) == 0
+    slow_down, growth, share = json.loads((tmp_path / "s.json").read_text())
+    assert slow_down["value"] > 0 and growth["value"] < 2 and 0.5 < share["value"] <= 1
+    assert slow_down["details"]["evicted_frames"] > 0
+
+
 def test_bench_load(tmp_path):
     argv = ["bench", "load", "--preset", "debug", "--device", "cpu", "--json", str(tmp_path / "l.json")]
     assert main(argv) == 0
