@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .video_stream import VideoStream
+
 SCALE = 16  # pixels of one latent cell, in each direction
 
 
@@ -186,6 +188,9 @@ class TinyAutoencoder(nn.Module):
         config: An `AutoencoderConfig`, or a model config that carries one as its field `autoencoder`.
     """
 
+    frames_per_latent = 1
+    latents_per_pass = 32
+
     def __init__(self, config: AutoencoderConfig | Any) -> None:
         super().__init__()
         self.config: AutoencoderConfig = getattr(config, "autoencoder", config)
@@ -259,6 +264,18 @@ class TinyAutoencoder(nn.Module):
             raise ValueError(f"latents have shape {tuple(latents.shape)}: expected [N, {self.config.latent_shape}]")
         with torch.no_grad():
             return to_frames(self.decode_float(latents.to(self.dtype)))
+
+    def stream(self) -> VideoStream:
+        """Begin a video; frames do not depend on each other here."""
+        return VideoStream(self, self)
+
+    def encode_part(self, frames: Tensor, old: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """`encode` in the form that a `VideoStream` asks for."""
+        return self.encode(frames), []
+
+    def decode_part(self, latents: Tensor, old: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """`decode` in the form that a `VideoStream` asks for."""
+        return self.decode(latents), []
 
 
 def to_pixels(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
