@@ -47,14 +47,24 @@ def load_wan_autoencoder(
     return module
 
 
-def fill(module: M, path: Path, native: Callable[[str], str | None], dtype: torch.dtype) -> M:
+def fill(
+    module: M,
+    path: Path,
+    native: Callable[[str], str | None],
+    dtype: torch.dtype,
+    *,
+    ignore: str | None = None,
+    last_rows: bool = False,
+) -> M:
     """Give a module on `meta` the weights of a file, in evaluation mode and without gradients.
 
     Args:
         module: Its parameters are replaced.
         path: Weight file.
-        native: Name here by the name in the file; None for tensors that belong to something else.
+        native: Name here by the name in the file; None if it is unknown.
         dtype: Of the parameters.
+        ignore: Leave out tensors whose names begin so.
+        last_rows: Where the file has a multiple of the rows, take the last ones.
 
     Raises:
         CheckpointError: A tensor is missing, unknown or of another shape, or holds NaN or infinity.
@@ -64,6 +74,8 @@ def fill(module: M, path: Path, native: Callable[[str], str | None], dtype: torc
     unknown = []
     for source, bare in bare_names(weights.tensors).clean.items():
         name = native(bare)
+        if ignore is not None and bare.startswith(ignore):
+            continue
         if name is None:
             unknown.append(bare)
         else:
@@ -76,12 +88,13 @@ def fill(module: M, path: Path, native: Callable[[str], str | None], dtype: torc
         wrong += [f"holds unknown {', '.join(unknown[:3])}"] if unknown else []
         raise CheckpointError(f"{path} is no weight file of {type(module).__name__}: it {' and '.join(wrong)}")
     for name, parameter in wanted.items():
-        shape = weights.tensors[sources[name]].shape
-        if shape != tuple(parameter.shape):
+        shape, rows = weights.tensors[sources[name]].shape, len(parameter)
+        more = last_rows and bool(shape) and shape[0] % rows == 0
+        if shape != tuple(parameter.shape) and not (more and shape[1:] == parameter.shape[1:]):
             raise CheckpointError(
                 f"{path}: {sources[name]} has shape {shape}, {type(module).__name__} needs {tuple(parameter.shape)}"
             )
-        tensor = weights.read(sources[name]).to(dtype)
+        tensor = weights.read(sources[name])[-rows:].to(dtype)
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {sources[name]} holds NaN or infinity; download it again")
         owner, _, leaf = name.rpartition(".")
