@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.channel_norm import add_bias, channel_norm_naive, has_kernel, norm_silu_join
+
 
 class Caches:
     """What one pass over a stream reads and leaves, a slot for each causal layer in the order they run.
@@ -46,9 +48,18 @@ class CausalConv3d(nn.Conv3d):
     def forward(self, x: Tensor, caches: Caches) -> Tensor:  # type: ignore[override]
         """[B, inputs, T, H, W] -> [B, outputs, T, H, W]."""
         past = caches.past()
-        x = F.pad(x, (0, 0, 0, 0, 2, 0)) if past is None else torch.cat([past, x], 2)
-        caches.new.append(x[:, :, -2:].clone())
-        return super().forward(x)
+        return self.convolve(F.pad(x, (0, 0, 0, 0, 2, 0)) if past is None else torch.cat([past, x], 2), caches)
+
+    def convolve(self, joined: Tensor, caches: Caches, bias: bool = True) -> Tensor:
+        """Convolve frames that have their two predecessors in front; leaves the last two as cache.
+
+        Args:
+            joined: [B, inputs, T + 2, H, W].
+            caches: Takes the cache.
+            bias: Whether to add it here.
+        """
+        caches.new.append(joined[:, :, -2:].clone())
+        return F.conv3d(joined, self.weight, self.bias if bias else None, padding=self.padding)
 
 
 class ChannelNorm(nn.Module):
@@ -61,13 +72,11 @@ class ChannelNorm(nn.Module):
 
     def __init__(self, channels: int, dims: int = 3) -> None:
         super().__init__()
-        self.scale = channels**0.5
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * dims))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, ...] -> the same shape."""
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        return F.normalize(wide, dim=1).to(x.dtype) * self.scale * self.gamma
+        return channel_norm_naive(x, self.gamma)
 
 
 class ResidualBlock(nn.Module):
@@ -83,8 +92,15 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, caches: Caches) -> Tensor:
         """[B, inputs, T, H, W] -> [B, outputs, T, H, W]."""
-        y = self.conv1(F.silu(self.norm1(x)), caches)
-        return self.conv2(F.silu(self.norm2(y)), caches) + self.conv_shortcut(x)
+        # The kernels add the biases on their way; a convolution of cuDNN takes one more pass over its output for that.
+        fused = has_kernel(x)
+        y = self.conv1.convolve(norm_silu_join(x, self.norm1.gamma, caches.past()), caches, bias=not fused)
+        between = self.conv1.bias if fused else None
+        y = self.conv2.convolve(norm_silu_join(y, self.norm2.gamma, caches.past(), between), caches, bias=not fused)
+        if not fused:
+            return y + self.conv_shortcut(x)
+        assert self.conv2.bias is not None
+        return add_bias(y, self.conv2.bias, self.conv_shortcut(x))
 
 
 class FrameAttention(nn.Module):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from decmem_env.model import wan_layers
 from decmem_env.model.wan_autoencoder import DEVIATION, MEAN, WanAutoencoder
 from decmem_env.model.wan_size import WanAutoencoderConfig
 from decmem_env.model.wan_vae import WanVAE
@@ -117,6 +118,14 @@ def test_channels_last_changes_rounding_only(vae):
     laid_out = latents(5).contiguous(memory_format=torch.channels_last_3d)
     made = in_pieces(other.decode_chunk, laid_out, (1, 4))
     assert distance(made, in_pieces(vae.decode_chunk, latents(5), (1, 4))) <= 1e-5
+
+
+def test_order_of_the_kernels_changes_rounding_only(vae, monkeypatch):
+    expected = in_pieces(vae.decode_chunk, latents(3), (1, 2))
+    means = in_pieces(vae.encode_chunk, pixels(5), (1, 4))
+    monkeypatch.setattr(wan_layers, "has_kernel", lambda x: True)  # biases move out of the convolutions
+    assert 0 < distance(in_pieces(vae.decode_chunk, latents(3), (1, 2)), expected) <= 1e-5
+    assert 0 < distance(in_pieces(vae.encode_chunk, pixels(5), (1, 4)), means) <= 1e-5
 
 
 @pytest.mark.gpu
