@@ -19,7 +19,7 @@ setup(
     package_data={
         "decmem_env": ["py.typed"],
         "decmem_env.worlds": ["*.c", "*.h", "*.npz"],
-        "decmem_env.kernels": ["**/*.c", "**/*.h", "*.c"],
+        "decmem_env.kernels": ["**/*.c", "**/*.h", "*.c", "**/*.cu"],
         "decmem_env.model": ["weights/*/*"],
         "decmem_env.trainers": ["configs/*.yaml"],
     },

@@ -70,6 +70,7 @@ def make_clips(
     """
     from .conventions.clips import Clip, write_clip
     from .worlds import Renderer, generate_world
+    from .worlds.edited import render_edited
     from .worlds.trajectories import sample_trajectories
 
     split_of(seeds[0]), split_of(seeds[-1])
@@ -82,9 +83,8 @@ def make_clips(
         worlds = [generate_world(s) for s in world_seeds]
         walked = sample_trajectories(worlds, frames, rng, kind=kind, grid=bool(start // _TOGETHER % 2 == 0))
         for row, (world_seed, world) in enumerate(zip(world_seeds, worlds, strict=True)):
-            blocks = torch.as_tensor(world.blocks)[None].to(device)
-            index = np.zeros(frames, np.int64)
-            rgb = renderer.render(blocks, index, walked.poses[row]).rgb.cpu().numpy()
+            blocks = torch.as_tensor(world.blocks)[None].to(device, copy=True)  # edits are drawn into it
+            rgb = render_edited(renderer, blocks, walked.poses[row], walked.edits[row]).cpu().numpy()
             path = root / split_of(world_seed) / f"world{world_seed:07d}_{start + row:05d}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_clip(path, Clip(rgb, walked.actions[row], walked.poses[row], 10.0))

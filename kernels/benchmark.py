@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .benchmark_shapes import BLOCKS, TOKENS, TOP, Shape, tiny_shapes
 from .block_selection import pool_blocks, select_blocks
-from .block_sparse_attention import block_sparse_attention, invert_lists, tuning
+from .block_sparse_attention import block_sparse_attention, grouping, invert_lists, tuning
 
 HEADS, DIM = 5, 64
 FORWARD_BOUND, GRADIENT_BOUND = 5e-3, 1e-2
@@ -184,7 +184,9 @@ def sweep(shape: Shape, inputs: list[Tensor], seconds: float) -> dict[str, dict[
         wanted = forward()
     found: dict[str, dict[str, float]] = {}
     for kernel in ("forward", "query_gradient", "key_gradient"):
-        tile = tuning.row_tile(shape.kv_block if kernel == "key_gradient" else shape.q_block)
+        sides = (shape.q_block, q.shape[2] // shape.q_block), (shape.kv_block, k.shape[2] // shape.kv_block)
+        (block, blocks), (_, others) = reversed(sides) if kernel == "key_gradient" else sides
+        tile = tuning.row_tile(block * grouping.group_size(block, blocks, others, q.shape[0] * q.shape[1]))
         key = (kernel, tile, tuning.padded_channels(DIM))
         warps = (1, 2) if tile == 16 else (4, 8)
         steps = (16, 32, 64) if tile == 16 else (32, 64, 128)
@@ -228,10 +230,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=128)
     parser.add_argument("--only", help="comma-separated shape names")
     parser.add_argument("--peers", action="store_true", help="also time FlexAttention")
-    parser.add_argument("--sweep", action="store_true", help="try launch settings on the sgm and window shapes")
+    parser.add_argument("--sweep", action="store_true", help="try launch settings on the union and window shapes")
     parser.add_argument("--sweep-seconds", type=float, default=25.0, help="per shape")
+    parser.add_argument("--apart", action="store_true", help="do not merge the lists of neighbouring small blocks")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    if options.apart:
+        grouping.MIN_PROGRAMS = sys.maxsize
     if not torch.cuda.is_available():
         print("the kernel benchmark needs a CUDA device; there is none")
         return 1
@@ -263,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
             failed = True
             print(f"  check failed, not timed: {', '.join(bad)}")
             continue
-        if options.sweep and shape.name in ("sgm", "window"):
+        if options.sweep and shape.name in ("union related", "window"):
             row["sweep"] = sweep(shape, inputs, options.sweep_seconds)
         row.update(time_shape(shape, inputs))
         print("  " + ", ".join(f"{n} {x:.3f}" for n, x in row.items() if isinstance(x, float)), flush=True)

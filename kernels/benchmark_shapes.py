@@ -92,7 +92,7 @@ def tiny_shapes(batch: int, heads: int, frames: int, device: torch.device) -> li
         device: of the lists.
 
     Returns:
-        The shapes; the memory's twice, with random and with related lists.
+        The shapes; those with retrieved blocks twice, with random and with related lists.
     """
     shapes = []
     for name, related in (("sgm", False), ("sgm related", True)):
@@ -101,7 +101,14 @@ def tiny_shapes(batch: int, heads: int, frames: int, device: torch.device) -> li
     for name, window in (("window", WINDOW), ("dense", None)):
         lists, counts = from_mask(frame_mask(frames, window, device)[None, None])
         shapes.append(Shape(name, TOKENS, TOKENS, 2 * frames * TOKENS, lists, counts))
-    lists, counts = retrieved(batch, heads, frames, False, WINDOW, device)
+    for name, related in (("union", False), ("union related", True)):
+        shapes.append(Shape(name, 10, 10, 2 * frames * TOKENS, *_union(batch, heads, frames, related, device)))
+    return shapes
+
+
+def _union(batch: int, heads: int, frames: int, related: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Retrieved blocks of the frames before the window, and the window's."""
+    lists, counts = retrieved(batch, heads, frames, related, WINDOW, device)
     near = frame_mask(frames, WINDOW, device).repeat_interleave(BLOCKS, 0).repeat_interleave(BLOCKS, 1)
     union = torch.zeros(batch, heads, *near.shape, dtype=torch.bool, device=device)
     listed = torch.arange(TOP, device=device) < counts[..., None]
@@ -109,8 +116,7 @@ def tiny_shapes(batch: int, heads: int, frames: int, device: torch.device) -> li
     union.scatter_(-1, torch.where(listed, lists, 0).long(), True)
     union[..., 0] = (listed & (lists == 0)).any(-1)
     union |= near
-    shapes.append(Shape("union", 10, 10, 2 * frames * TOKENS, *_lists_by_row(union)))
-    return shapes
+    return _lists_by_row(union)
 
 
 def _lists_by_row(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,8 +94,12 @@ def history_limit(frames: int, blocks: int, skip: int, chunk: int, device: torch
     return limit.repeat(2).repeat_interleave(blocks).to(torch.int32)[None]
 
 
-def frame_attention(q: Tensor, k: Tensor, v: Tensor, lists: FrameLists, tokens: int) -> Tensor:
-    """Attention over listed frames: q [B, H, Q * N, D], k and v [B, H, K * N, D], output like q."""
+def frame_attention(q: Tensor, k: Tensor, v: Tensor, lists: FrameLists, tokens: int) -> tuple[Tensor, Tensor]:
+    """Attention over listed frames: q [B, H, Q * N, D], k and v [B, H, K * N, D].
+
+    Returns:
+        (output like q, log-sum-exp fp32 [B, H, Q * N]).
+    """
     return block_sparse_attention(
         q,
         k,
@@ -105,6 +109,7 @@ def frame_attention(q: Tensor, k: Tensor, v: Tensor, lists: FrameLists, tokens: 
         q_block=tokens,
         kv_block=tokens,
         inverse=InverseLists(lists.offsets, lists.entries),
+        return_lse=True,
     )
 
 

@@ -20,15 +20,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels.block_sparse_attention import block_sparse_attention
+from ..kernels.softmax_merge import merge_softmax
 from .attention import (
     BlockLists,
     FrameLists,
-    block_table,
     dense_lists,
     frame_attention,
     history_limit,
     retrieve,
-    union_lists,
     window_lists,
 )
 from .config import ModelConfig
@@ -156,21 +155,29 @@ class Block(nn.Module):
         q, k, v = self.attention.project(normed, where)
         retrieved = None
         if dense:
-            local = frame_attention(q, k, v, sequence.window, cfg.tokens)
+            local, _ = frame_attention(q, k, v, sequence.window, cfg.tokens)
         else:
             half = k.shape[2] // 2
             if lists is None:
                 lists = retrieve(q, k[:, :, :half], sequence.limit, cfg)
+            local, local_lse = frame_attention(q, k, v, sequence.window, cfg.tokens)
             size = cfg.block_tokens
+            memory, memory_lse = block_sparse_attention(
+                q,
+                k[:, :, :half],
+                v[:, :, :half],
+                lists.lists,
+                lists.counts,
+                q_block=size,
+                kv_block=size,
+                return_lse=True,
+            )
             if cfg.fusion == "gated":
-                local = frame_attention(q, k, v, sequence.window, cfg.tokens)
-                retrieved = block_sparse_attention(
-                    q, k[:, :, :half], v[:, :, :half], lists.lists, lists.counts, q_block=size, kv_block=size
-                )
+                retrieved = memory
             else:
-                window = block_table(sequence.window.lists, sequence.window.counts, cfg.blocks_per_frame)
-                both = union_lists(lists, window)
-                local = block_sparse_attention(q, k, v, both.lists, both.counts, q_block=size, kv_block=size)
+                # The queries of a frame share their window: two calls read its keys once a frame instead of once a
+                # query block, as one list of both sets would.
+                local = merge_softmax(local, local_lse, memory, memory_lse)
         x = x + gate1 * self.attention.merge(normed, local, retrieved, where)
         x = x + gate2 * self.ffn(self.modulate(x, shift2, scale2))
         return x, lists

@@ -1,21 +1,21 @@
 """Names of Wan2.1's parameters, in its own files and in diffusers', and what they are called here.
 
-| Wan                                 | diffusers                                   | here                                  |
-|-------------------------------------|---------------------------------------------|---------------------------------------|
-| patch_embedding                     | patch_embedding                             | patch                                 |
-| time_embedding.0 / .2               | condition_embedder.time_embedder.linear_1/2 | time.0 / .2                           |
-| time_projection.1                   | condition_embedder.time_proj                | time_projection.1                     |
-| text_embedding.0 / .2               | condition_embedder.text_embedder.linear_1/2 | text.0 / .2                           |
-| blocks.i.modulation                 | blocks.i.scale_shift_table                  | blocks.i.modulation                   |
-| blocks.i.self_attn.{q,k,v}          | blocks.i.attn1.to_{q,k,v}                   | blocks.i.attention.{q,k,v}, see below |
-| blocks.i.self_attn.o                | blocks.i.attn1.to_out.0                     | blocks.i.attention.out                |
-| blocks.i.self_attn.norm_{q,k}       | blocks.i.attn1.norm_{q,k}                   | blocks.i.attention.norm_{q,k}         |
-| blocks.i.norm3                      | blocks.i.norm2                              | blocks.i.cross_norm                   |
-| blocks.i.cross_attn.{q,k,v,o,norm_} | blocks.i.attn2.*                            | blocks.i.cross_attention.*            |
-| blocks.i.ffn.0 / .2                 | blocks.i.ffn.net.0.proj / .net.2            | blocks.i.ffn.0 / .2                   |
-| head.head, head.modulation          | proj_out, scale_shift_table                 | head, head_modulation                 |
+| Wan                            | diffusers                                 | here                             |
+|--------------------------------|-------------------------------------------|----------------------------------|
+| patch_embedding                | patch_embedding                           | patch                            |
+| time_embedding.0 / 2           | condition_embedder.time_embedder.linear_* | time.0 / 2                       |
+| time_projection.1              | condition_embedder.time_proj              | time_projection.1                |
+| text_embedding.0 / 2           | condition_embedder.text_embedder.linear_* | text.0 / 2                       |
+| blocks.i.modulation            | blocks.i.scale_shift_table                | blocks.i.modulation              |
+| blocks.i.self_attn.q, k, v     | blocks.i.attn1.to_q, to_k, to_v           | blocks.i.attention.q, k, v (*)   |
+| blocks.i.self_attn.o           | blocks.i.attn1.to_out.0                   | blocks.i.attention.out           |
+| blocks.i.self_attn.norm_q, _k  | blocks.i.attn1.norm_q, norm_k             | blocks.i.attention.norm_q, _k    |
+| blocks.i.norm3                 | blocks.i.norm2                            | blocks.i.cross_norm              |
+| blocks.i.cross_attn.*          | blocks.i.attn2.*                          | blocks.i.cross_attention.*       |
+| blocks.i.ffn.0 / 2             | blocks.i.ffn.net.0.proj / net.2           | blocks.i.ffn.0 / 2               |
+| head.head, head.modulation     | proj_out, scale_shift_table               | head, head_modulation            |
 
-Self-attention's q, k and v are one matrix here: join the three along the first axis, in this order, into
+(*) Self-attention's q, k and v are one matrix here: join the three along the first axis, in this order, into
 `blocks.i.attention.qkv`. Shapes differ by axes of length one, and by the patch convolution [W, C, 1, 2, 2], which is
 the linear layer [W, C * 4] here; the element order is the same. `text`, `cross_norm` and `cross_attention` are there
 only in models that keep the text context (`ModelConfig.text_tokens`).

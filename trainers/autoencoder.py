@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .data.sources import open_stream
 from .data.stream import Episodes
 from .data.voxel import EpisodeRenderer
 from .distributed import Ranks
-from .models import find_export, load_autoencoder, save_autoencoder
+from .models import find_export, load_autoencoder, save_autoencoder, widen_latents
 from .precision import autocast_of
 from .profiling import Profile
 from .scores import psnr_per_frame, summarise
@@ -52,12 +53,7 @@ class AutoencoderTask:
         sizes = {**getattr(AutoencoderConfig, preset)().__dict__, **changes}
         self.model = TinyAutoencoder(AutoencoderConfig.from_dict(sizes)).to(ranks.device)
         if init is not None:
-            loaded = load_autoencoder(find_export(init))
-            if loaded.config != self.model.config:
-                raise ConfigError(
-                    f"{init} holds an autoencoder of other sizes: drop --init or the autoencoder.* settings"
-                )
-            self.model.load_state_dict(loaded.state_dict())
+            self._start_from(load_autoencoder(find_export(init)), init)
         self.module: nn.Module = self.model
         self._forward = self.model.forward
         if config.run.compile and ranks.device.type == "cuda":
@@ -66,6 +62,17 @@ class AutoencoderTask:
         self.frames_per_step = config.data.batch * ranks.size
         self.precision = autocast_of(config, ranks.device)
         self._validation: list[Episodes] | None = None
+
+    def _start_from(self, loaded: TinyAutoencoder, init: str) -> None:
+        """Take over weights; latents may have become wider, and the noise on them may change."""
+        have, want = loaded.config, self.model.config
+        alike = replace(have, latent_channels=want.latent_channels, latent_noise=want.latent_noise)
+        if alike != want or have.latent_channels > want.latent_channels:
+            raise ConfigError(
+                f"{init} holds an autoencoder of other sizes: drop --init or the autoencoder.* settings "
+                "(only latent_noise may change and latent_channels may grow)"
+            )
+        self.model.load_state_dict(widen_latents(loaded.state_dict(), self.model.state_dict()))
 
     def open(self, data: dict[str, Any]) -> None:
         """Start the data workers; `data` is the position of a resumed run."""

@@ -61,6 +61,7 @@ class DataConfig:
         episode_frames: Length of a simulated trajectory.
         episodes_per_world: Trajectories a world; alternately on the grid of poses and off it.
         worlds_per_job: Worlds that a worker simulates together.
+        edits: Share of simulated trajectories that break and place blocks, leave and come back.
         pool_worlds: Worlds kept on the device (autoencoder).
         pool_episodes: Encoded trajectories kept on the device (dynamics).
         min_fill: Worlds or trajectories that must be there before the first step.
@@ -78,6 +79,7 @@ class DataConfig:
     episode_frames: int = 512
     episodes_per_world: int = 2
     worlds_per_job: int = 2
+    edits: float = 0.25
     pool_worlds: int = 768
     pool_episodes: int = 4096
     min_fill: int = 192
@@ -129,7 +131,9 @@ class ObjectiveConfig:
         context_noise: Largest flow time of the noised context frames, which the model is told.
         context_noise_share: Share of context frames that are noised.
         action_dropout: Share of noisy frames whose action is dropped; history keeps its actions.
-        self_context: Share of batches whose later context is the model's own one-step prediction.
+        self_context: Share of clips whose later context turns into the model's own frames (`data/own_context.py`).
+        self_context_rounds: Steps for which such clips are kept; the context is up to so many generations deep.
+        self_context_groups: Batches kept in turn, so that consecutive steps see different clips.
         l1: Weight of the absolute error (autoencoder).
         l2: Weight of the squared error (autoencoder).
         gradient: Weight of the error of pixel differences (autoencoder).
@@ -145,6 +149,8 @@ class ObjectiveConfig:
     context_noise_share: float = 0.6
     action_dropout: float = 0.1
     self_context: float = 0.0
+    self_context_rounds: int = 6
+    self_context_groups: int = 12
     l1: float = 1.0
     l2: float = 4.0
     gradient: float = 0.5
@@ -196,12 +202,16 @@ class TrainConfig:
         for name in ("batch", "frames", "episode_frames", "episodes_per_world", "worlds_per_job", "min_fill"):
             if getattr(self.data, name) < 1:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: must be at least 1")
+        if min(self.objective.self_context_rounds, self.objective.self_context_groups) < 1:
+            raise ConfigError("objective.self_context_rounds and self_context_groups: must be at least 1")
         if self.data.source == "worldmem" and not self.data.csv:
             raise ConfigError("data.source=worldmem needs data.csv=INDEX.csv (make one with `decmem data index`)")
         if self.objective.task == "dynamics" and self.data.frames > self.data.episode_frames:
             raise ConfigError(
                 f"data.frames={self.data.frames} exceeds data.episode_frames={self.data.episode_frames}: raise it"
             )
+        if not 0.0 <= self.data.edits <= 1.0:
+            raise ConfigError(f"data.edits={self.data.edits}: a share from 0 to 1")
         pool = self.data.pool_worlds if self.objective.task == "autoencoder" else self.data.pool_episodes
         if self.data.min_fill > pool:
             raise ConfigError(f"data.min_fill={self.data.min_fill} exceeds the pool of {pool}: lower it")

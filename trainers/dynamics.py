@@ -11,15 +11,25 @@ from torch import Tensor, nn
 
 from .config import ConfigError, TrainConfig
 from .data.latents import ClipBatch, LatentPool, make_batch
+from .data.own_context import ClipRing, TurningClips
 from .data.sources import open_stream
 from .data.splice import revisit_table, sample_clip
 from .data.voxel import EpisodeRenderer
 from .distributed import Ranks
 from .models import build_transformer, find_export, load_autoencoder, load_transformer_weights, save_dynamics
-from .objective import flow_loss, one_step_prediction, own_context, run_model, sample_inputs
+from .objective import (
+    clean_prediction,
+    flow_loss,
+    one_step_prediction,
+    rollout_prediction,
+    run_model,
+    sample_inputs,
+)
 from .precision import autocast_of
 from .profiling import Profile
 from .scores import psnr_per_frame, revisit_kinds
+
+_EVALUATION_ROUNDS = 12
 
 
 class DynamicsTask:
@@ -58,6 +68,7 @@ class DynamicsTask:
         self.renderer = EpisodeRenderer(size.height, size.width, device)
         self.frames_per_step = config.data.batch * config.data.frames * ranks.size
         self.precision = autocast_of(config, device)
+        self._ring: ClipRing | None = None
 
     def open(self, data: dict[str, Any]) -> None:
         """Start the data workers; `data` is the position of a resumed run."""
@@ -84,23 +95,29 @@ class DynamicsTask:
         """Position in the data."""
         return {"job": self.stream.next_job, "added": self.pool.added, "allowance": self.pool.allowance}
 
-    def next_batch(self, rng: np.random.Generator) -> ClipBatch:
-        """Clips of one step."""
-        data = self.config.data
-        with self.profile.section("sample"):
-            return self.pool.sample(data.batch, data.frames, data.splice, data.frame_offset, rng)
+    def next_batch(self, rng: np.random.Generator) -> TurningClips:
+        """Clips of one step. A resumed run starts with fresh ones."""
+        data, objective = self.config.data, self.config.objective
+        if self._ring is None:
+            keep = objective.self_context > 0
 
-    def loss(self, batch: ClipBatch, rng: np.random.Generator) -> Tensor:
-        """Flow loss of one batch; in some batches the later context is the model's own."""
+            def sample() -> ClipBatch:
+                return self.pool.sample(data.batch, data.frames, data.splice, data.frame_offset, rng)
+
+            rounds, groups = (objective.self_context_rounds, objective.self_context_groups) if keep else (1, 1)
+            self._ring = ClipRing(sample, groups, rounds, objective.self_context)
+        with self.profile.section("sample"):
+            return self._ring.next()
+
+    def loss(self, clips: TurningClips, rng: np.random.Generator) -> Tensor:
+        """Flow loss of one batch; its own predictions become context of the batch's next round."""
         objective = self.config.objective
-        context = None
-        if rng.random() < objective.self_context:
-            with self.profile.section("self_context"), self.precision():
-                predicted = one_step_prediction(self.model, batch, objective.attention)
-            context = own_context(batch.latents, predicted)
-        inputs = sample_inputs(batch.latents, objective, context)
+        inputs = sample_inputs(clips.batch.latents, objective, clips.context)
         with self.precision():
-            velocity = run_model(self.model, batch, inputs, objective.attention)
+            velocity = run_model(self.model, clips.batch, inputs, objective.attention)
+        if objective.self_context > 0:
+            # Only from pure noise, with its action, is the prediction what a session would generate.
+            clips.take(clean_prediction(velocity, inputs), (inputs.time == 1.0) & inputs.action_mask)
         return flow_loss(velocity, inputs, objective.weight)
 
     def after_step(self) -> None:
@@ -110,11 +127,13 @@ class DynamicsTask:
             self.pool.refresh(data.refresh_ratio * data.batch * data.frames)
 
     def evaluate(self, rng: np.random.Generator) -> dict[str, float]:
-        """Score the next frame, predicted in one step from the true past, on spliced clips of held-out worlds.
+        """Score spliced clips of held-out worlds, over their later half.
 
         Returns:
-            val_loss (fixed noise), psnr_db over the later half, bound_db (the autoencoder), copy_db (the previous
-            frame), and exact_db / near_db over frames that only memory beyond the last 8 frames can know.
+            val_loss (fixed noise); psnr_db of the next frame, predicted in one step from the true past; own_db of the
+            same frames predicted from the model's own (`rollout_prediction`); bound_db (the autoencoder); copy_db (the
+            previous frame); and the first three as exact_* and near_* over frames that only memory beyond the last 8
+            frames can know.
         """
         data, device = self.config.data, self.ranks.device
         fixed = np.random.default_rng(7)
@@ -127,28 +146,30 @@ class DynamicsTask:
                 with self.precision():
                     velocity = run_model(self.model, batch, inputs, self.config.objective.attention).detach()
                     predicted = one_step_prediction(self.model, batch, self.config.objective.attention)
+                    rollout = rollout_prediction(
+                        self.model, batch, self.config.objective.attention, data.frames // 2, _EVALUATION_ROUNDS
+                    )
                 losses.append(float(flow_loss(velocity, inputs, self.config.objective.weight)))
                 for row, frames in enumerate(truth):
                     frames = frames.to(device)
                     kinds = revisit_kinds(batch.poses[row])[data.frames // 2 :]
                     late = slice(data.frames // 2, None)
                     guess = psnr_per_frame(self.codec.decode(predicted[row, late]), frames[late])
+                    own = psnr_per_frame(self.codec.decode(rollout[row, late]), frames[late])
                     bound = psnr_per_frame(self.codec.decode(batch.latents[row, late]), frames[late])
                     copy = psnr_per_frame(frames[data.frames // 2 - 1 : -1], frames[late])
-                    rows.append(np.stack([*(s.cpu().numpy() for s in (guess, bound, copy)), kinds], 1))
+                    rows.append(np.stack([*(s.cpu().numpy() for s in (guess, own, bound, copy)), kinds], 1))
         if not rows:
             return {}
         table = np.concatenate(rows)
         result = {"val_loss": float(np.mean(losses))}
-        result |= dict(zip(("psnr_db", "bound_db", "copy_db"), map(float, table[:, :3].mean(0)), strict=True))
+        names = ("psnr_db", "own_db", "bound_db", "copy_db")
+        result |= dict(zip(names, map(float, table[:, :4].mean(0)), strict=True))
         for name, kind in (("near", 1), ("exact", 2)):
-            chosen = table[table[:, 3] == kind]
+            chosen = table[table[:, 4] == kind]
             result[f"{name}_frames"] = float(len(chosen))
             if len(chosen):
-                result[f"{name}_db"], result[f"{name}_bound_db"] = (
-                    float(chosen[:, 0].mean()),
-                    float(chosen[:, 1].mean()),
-                )
+                result |= {f"{name}_{n}": float(chosen[:, k].mean()) for k, n in enumerate(names[:3])}
         return result
 
     def _validation_batches(self, rng: np.random.Generator) -> Any:

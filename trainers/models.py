@@ -16,6 +16,7 @@ from .files import StateError, copy_into, read_tensors, replacing_folder, write_
 AUTOENCODER = "autoencoder.safetensors"
 TRANSFORMER = "transformer.safetensors"
 CONFIG = "config.json"
+_LATENT_LAYERS = ("patch.weight", "head.weight", "head.bias")
 
 
 def find_export(path: str | Path) -> Path:
@@ -56,6 +57,26 @@ def load_autoencoder(folder: Path) -> TinyAutoencoder:
     model = TinyAutoencoder(AutoencoderConfig.from_json(text))
     copy_into(model, tensors, str(path))
     return model
+
+
+def widen_latents(saved: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Fit saved weights into a model whose latents have more channels.
+
+    The first channels keep their meaning: new inputs get weight zero, new outputs keep the model's fresh values.
+    Tensors of other ranks or with fewer entries stay as they are, for the loader to complain about.
+    """
+    result = dict(saved)
+    for name, tensor in saved.items():
+        fresh = own.get(name)
+        if fresh is None or fresh.ndim != tensor.ndim or fresh.shape == tensor.shape:
+            continue
+        if all(a >= b for a, b in zip(fresh.shape, tensor.shape, strict=True)):
+            wide = fresh.detach().clone()
+            if wide.ndim > 1:
+                wide[:, tensor.shape[1] :] = 0
+            wide[tuple(slice(n) for n in tensor.shape)] = tensor.to(wide)
+            result[name] = wide
+    return result
 
 
 def _write_autoencoder(folder: Path, model: TinyAutoencoder) -> None:
@@ -125,8 +146,9 @@ def build_transformer(folder: Path, changes: dict[str, Any], autoencoder: Autoen
 def load_transformer_weights(folder: Path, model: nn.Module) -> bool:
     """Load the export's transformer, if it has one.
 
-    The gate exists in the gated fusion only, and dense stages do not train it: where the fusion changes between two
-    stages, a gate in the file is left out and a gate without a file keeps its initial value.
+    Where the autoencoder has more latent channels than the transformer was trained with, the layers at its two ends are
+    widened (`widen_latents`). The gate exists in the gated fusion only, and dense stages do not train it: where the
+    fusion changes between two stages, a gate in the file is left out and a gate without a file keeps its initial value.
 
     Returns:
         Whether there was one.
@@ -143,5 +165,6 @@ def load_transformer_weights(folder: Path, model: nn.Module) -> bool:
         fresh = {n: t for n, t in own.items() if n not in tensors and ".gate." in n}
         if len(kept) < len(tensors) or fresh:
             print(f"{path}: the fusion changed; gates start afresh", flush=True)
-        copy_into(model, {**kept, **fresh}, str(path))
+        widened = widen_latents(kept, {n: own[n] for n in _LATENT_LAYERS})
+        copy_into(model, {**widened, **fresh}, str(path))
     return True

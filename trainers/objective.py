@@ -104,37 +104,47 @@ def flow_loss(velocity: Tensor, inputs: FlowInputs, weight: str) -> Tensor:
     return error.mean()
 
 
-def one_step_prediction(model: Any, batch: ClipBatch, attention: str) -> Tensor:
-    """Every frame predicted in one step from pure noise and its true past, fp32 [B, T, C, h, w], detached.
+def clean_prediction(velocity: Tensor, inputs: FlowInputs) -> Tensor:
+    """The clean latents that a pass implies, z_t - t v, fp32 [B, T, C, h, w], detached."""
+    return inputs.noisy - inputs.time[..., None, None, None] * velocity.detach().float()
+
+
+def one_step_prediction(model: Any, batch: ClipBatch, attention: str, context: Tensor | None = None) -> Tensor:
+    """Every frame predicted in one step from pure noise and its past, fp32 [B, T, C, h, w], detached.
 
     The pass runs with gradients recorded and dropped at once, so that it shares the compiled graph of the training
     pass instead of compiling a second one.
+
+    Args:
+        model: The transformer.
+        batch: Clips.
+        attention: "memory" or "dense".
+        context: Past to predict from, if not the true one.
     """
     latents = batch.latents
     shape, device = latents.shape[:2], latents.device
     noise = torch.randn_like(latents)
     inputs = FlowInputs(
-        latents,
+        latents if context is None else context,
         torch.zeros(shape, device=device),
         noise,
         torch.ones(shape, device=device),
         noise,
         torch.ones(shape, dtype=torch.bool, device=device),
     )
-    return noise - run_model(model, batch, inputs, attention).detach().float()
+    return clean_prediction(run_model(model, batch, inputs, attention), inputs)
 
 
-def own_context(latents: Tensor, predicted: Tensor) -> Tensor:
-    """Replace a random later part of each clip's context by predictions.
+def rollout_prediction(model: Any, batch: ClipBatch, attention: str, start: int, rounds: int) -> Tensor:
+    """Free-running prediction of the frames from `start` on, approached by Jacobi iteration.
 
-    Args:
-        latents: [B, T, C, h, w], true.
-        predicted: The same shape.
+    Round r predicts all frames at once from round r - 1; frame start + i is exact after i + 1 rounds.
 
     Returns:
-        [B, T, C, h, w]: true up to a random frame of each row (at least the first quarter), predicted from there.
+        fp32 [B, T, C, h, w]; the frames before `start` are the true ones.
     """
-    frames = latents.shape[1]
-    cut = torch.randint(max(1, frames // 4), frames, (latents.shape[0], 1), device=latents.device)
-    replaced = torch.arange(frames, device=latents.device)[None] >= cut
-    return torch.where(replaced[..., None, None, None], predicted, latents)
+    context = batch.latents
+    for _ in range(rounds):
+        predicted = one_step_prediction(model, batch, attention, context)
+        context = torch.cat([batch.latents[:, :start], predicted[:, start:]], 1)
+    return context

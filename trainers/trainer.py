@@ -85,6 +85,7 @@ class Trainer:
     ) -> None:
         self.config, self.task, self.ranks, self.out, self.started = config, task, ranks, out, started
         self.profile = profile or Profile(ranks.device)
+        self._profiling = self.profile.enabled
         self.limit = math.inf if max_minutes is None else 60.0 * max_minutes - config.run.reserve_seconds
         ranks.broadcast(task.module)
         self.optimisers = Optimisers(task.module, config.optimiser, fused=ranks.device.type == "cuda")
@@ -174,7 +175,7 @@ class Trainer:
             steps += 1
             self.progress.step += 1
             self.progress.frames += task.frames_per_step
-            if self.profile.enabled and self._profile_step(self.progress.step - first):
+            if self._profiling and self._profile_step(self.progress.step - first):
                 break
             now = time.monotonic()
             # The first line comes after one step, so that a broken run shows at once.
@@ -192,12 +193,19 @@ class Trainer:
         return self._finish(log, mean_loss)
 
     def _profile_step(self, done: int) -> bool:
-        warm, counted = 5, 10
+        warm, counted, traced = 5, 10, 4
         if done == warm:
             self.profile.seconds.clear()
+        if done < warm + counted:
+            return False
         if done == warm + counted:
             self.say(self.profile.table(counted))
-        return done >= warm + counted
+            if self.ranks.device.type != "cuda":
+                return True
+            self.profile.watch_kernels()
+        if done == warm + counted + traced:
+            self.say(self.profile.kernels(traced))
+        return done == warm + counted + traced
 
     def _log(self, log: RunLog, loss: float, norm: float, lr: float, steps: int, wait: float, seconds: float) -> float:
         if not math.isfinite(loss):

@@ -28,6 +28,7 @@ decmem revisit --worlds 7000000-7000003 --kinds turn_away --seeds 1             
 decmem revisit --checkpoint runs/decmem/ema --window-checkpoint runs/window/ema --json r.json
 decmem revisit --worlds 8000000-8000007 --memory memory,dense --json dense.json                dense attention beside it
 decmem revisit --worlds 8000000-8000007 --long-run --json long.json                            1,000 generated frames
+decmem revisit --worlds 8000000-8000063 --edits --seeds 1 --json e.json --sheet e.png          blocks broken and placed
 
 Worlds: choose on 7000000-7000999, report on 8000000-8000999. The same worlds and paths come out on every device."""
 
@@ -45,7 +46,7 @@ def add_parser(commands: Any) -> None:
     add_model_options(parser)
     parser.add_argument("--worlds", type=seed_range, default=range(7_000_000, 7_000_064), metavar="A-B")
     parser.add_argument("--limit-worlds", type=positive, metavar="N", help="only the first N of them")
-    parser.add_argument("--gap", type=positive, default=60, metavar="G", help="frames away (default: 60)")
+    parser.add_argument("--gap", type=positive, metavar="G", help="frames away (default: 60; of --edits: 30)")
     parser.add_argument("--kinds", default=",".join(KINDS), metavar="K,K", help=f"of {', '.join(KINDS)} (default: all)")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="noise seeds (default: 3)")
     parser.add_argument(
@@ -57,6 +58,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--window-checkpoint", metavar="C", help="a model trained without memory, as a third floor")
     parser.add_argument("--no-floors", action="store_true", help="leave out the rows without memory (faster)")
     parser.add_argument("--long-run", action="store_true", help="a loop of true frames, then 1,000 generated ones")
+    parser.add_argument("--edits", action="store_true", help="the model breaks and places blocks, leaves, comes back")
+    parser.add_argument("--per-world", type=positive, default=4, metavar="N", help="with --edits: of each (default: 4)")
+    parser.add_argument("--sheet", type=Path, metavar="F", help="with --edits: right and wrong returns (PNG)")
     parser.add_argument("--batch", type=positive, metavar="N", help="sessions in one forward pass")
     parser.add_argument("--json", type=Path, metavar="F", help="write the records here")
     parser.add_argument("--html", type=Path, metavar="F", help="write the page here")
@@ -67,13 +71,21 @@ def run(options: argparse.Namespace) -> int:
     """Run the test, print the table, write the files."""
     kinds = _choices("--kinds", options.kinds, KINDS)
     modes = _choices("--memory", options.memory, ("memory", "dense", "off", "window"))
-    for path in (options.json, options.html):
+    if options.edits and (options.long_run or options.html is not None):
+        raise CommandError("--edits goes without --long-run and --html: its pictures come with --sheet F.png")
+    if options.sheet is not None and not options.edits:
+        raise CommandError("--sheet belongs to --edits: the page of the other tests comes with --html F.html")
+    for path in (options.json, options.html, options.sheet):
         if path is not None and path.is_dir():
             raise CommandError(f"{path} is a folder: name a file")
     device = resolve_device(options.device)
     budget = generous_budget(device) // (2 if options.window_checkpoint else 1)
     model = load_model(options.checkpoint, device, budget)
     forgetful = load_model(options.window_checkpoint, device, budget) if options.window_checkpoint else None
+
+    if options.edits:
+        return _run_edits(options, model, modes, forgetful, device)
+    gap = options.gap or 60
 
     from ..report import write_html
     from ..results import write_json
@@ -93,11 +105,9 @@ def run(options: argparse.Namespace) -> int:
     begun = time.monotonic()
     seeds = list(options.worlds)[: options.limit_worlds]
     with Bar(len(seeds), "building worlds and walks", "world") as bar:
-        course = build_course(seeds, kinds, options.gap, long_run=options.long_run, progress=bar.add)
+        course = build_course(seeds, kinds, gap, long_run=options.long_run, progress=bar.add)
     if not course.scripts:
-        raise CommandError(
-            f"no walk in these worlds returns after {options.gap} frames: choose other --worlds or --gap"
-        )
+        raise CommandError(f"no walk in these worlds returns after {gap} frames: choose other --worlds or --gap")
     if course.missing:
         pairs = len(course.missing) + len(course.scripts)
         say(f"no walk found for {len(course.missing)} of {pairs} (world, kind) pairs")
@@ -124,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
             course.blocks,
             renderer,
             contenders,
-            gap=options.gap,
+            gap=gap,
             seeds=options.seeds,
             steps=options.steps,
             sessions_per_batch=options.batch or (192 if device.startswith("cuda") else 8),
@@ -140,6 +150,62 @@ def run(options: argparse.Namespace) -> int:
         print(write_json(options.json, found))
     if options.html is not None:
         print(write_html(options.html, outcome, table, found))
+    return 0
+
+
+def _run_edits(options: argparse.Namespace, model: Any, modes: tuple[str, ...], forgetful: Any, device: str) -> int:
+    """The edits measure: table, records, contact sheet."""
+    from ..pictures import write_png
+    from ..results import write_json
+    from ..revisit import standard_contenders
+    from ..revisit.edit_scripts import UNSEEN
+    from ..revisit.edit_sheet import edit_sheet
+    from ..revisit.edits import edit_records, edit_table, evaluate_edits
+    from ..revisit.worlds import build_edit_course
+    from ..rollout import frame_size
+    from ..worlds import Renderer
+
+    begun = time.monotonic()
+    unseen = options.gap or UNSEEN
+    seeds = list(options.worlds)[: options.limit_worlds]
+    with Bar(len(seeds), "building worlds and walks", "world") as bar:
+        blocks, scripts = build_edit_course(seeds, options.per_world, unseen, bar.add)
+    if not scripts:
+        raise CommandError(f"no edit in these worlds is left for {unseen} frames: choose other --worlds or --gap")
+    contenders = standard_contenders(model, modes, forgetful, floors=not options.no_floors)
+    height, width = frame_size(model)
+    renderer = Renderer(height=height, width=width, device=device)
+    frames = sum((c.seeds or options.seeds) * item.script.generated for c in contenders for item in scripts)
+    say(f"{len(scripts)} edits in {len(seeds)} worlds, {len(contenders)} rows: {frames} frames to generate on {device}")
+    with Bar(frames, "generating") as bar:
+        seen = 0
+
+        def report(name: str, done: int, total: int) -> None:
+            nonlocal seen
+            bar.title(f"generating, {name}")
+            bar.add(done - seen)
+            seen = done
+
+        outcome = evaluate_edits(
+            scripts,
+            blocks,
+            renderer,
+            contenders,
+            unseen=unseen,
+            seeds=options.seeds,
+            steps=options.steps,
+            sessions_per_batch=options.batch or (192 if device.startswith("cuda") else 8),
+            report=report,
+        )
+    found = edit_records(outcome, device=device)
+    print(edit_table(found))
+    say(f"{time.monotonic() - begun:.0f} s in all")
+    if outcome.left_out:
+        say(f"{outcome.left_out} of {len(scripts)} left out: the edit is seen in between, or hardly on return")
+    if options.json is not None:
+        print(write_json(options.json, found))
+    if options.sheet is not None and outcome.strips:
+        print(write_png(options.sheet, edit_sheet(outcome)))
     return 0
 
 

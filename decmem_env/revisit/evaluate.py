@@ -141,7 +141,7 @@ def evaluate(
     total = frames_to_generate(scripts, contenders, seeds)
     done = 0
     kept = set(np.linspace(0, len(scripts) - 1, min(pictures, len(scripts))).round().astype(int).tolist())
-    for indices in _batches(scripts, max(1, sessions_per_batch // seeds)):
+    for indices in batches(scripts, max(1, sessions_per_batch // seeds)):
         clock = time.perf_counter()
         batch = _prepare([(i, scripts[i]) for i in indices], kinds, blocks, renderer, gap)
         decoded = {
@@ -159,7 +159,7 @@ def evaluate(
                 if report is not None:
                     report(name, done, total)
 
-            dreams, spent = _dream(contender, batch, contender.seeds or seeds, steps, tell)
+            dreams, spent = dream(contender, batch.scripts, batch.truth, contender.seeds or seeds, steps, tell)
             assert done - done_before == dreams[..., 0, 0, 0].numel(), "every frame is reported once"
             for name, value in spent.items():
                 seconds[name] += value
@@ -211,7 +211,7 @@ def standard_contenders(
     return found
 
 
-def _batches(scripts: Sequence[Script], size: int) -> Iterable[list[int]]:
+def batches(scripts: Sequence[Script], size: int) -> Iterable[list[int]]:
     """Indices of scripts with equal context and length, at most `size` together, in order."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, script in enumerate(scripts):
@@ -235,23 +235,40 @@ def _prepare(
     return _Batch(indices, scripts, kinds, truth, matches, masks)
 
 
-def _dream(
-    contender: Contender, batch: _Batch, seeds: int, steps: int | None, tell: Callable[[int], None]
+def dream(
+    contender: Contender,
+    scripts: Sequence[Script],
+    truth: Truth,
+    seeds: int,
+    steps: int | None,
+    tell: Callable[[int], None],
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Generate uint8 [n, S, T - context, H, W, 3]; the context is observed once and forked for the noise seeds."""
-    context = batch.truth.context
+    """Let a contender watch the true context of scripts of equal length and generate the rest.
+
+    Args:
+        contender: Who dreams.
+        scripts: n scripts of equal context and length.
+        truth: Of these scripts; its context frames are observed.
+        seeds: Noise seeds S; the context is observed once and forked.
+        steps: Denoising steps; the model's own number when None.
+        tell: Called with the number of frames made since the last call.
+
+    Returns:
+        uint8 [n, S, T - context, H, W, 3], and the seconds spent observing and generating.
+    """
+    context = truth.context
     roots: list[Any] = []
     sessions: list[Any] = []
     clock = time.perf_counter()
-    for row, script in enumerate(batch.scripts):
+    for row, script in enumerate(scripts):
         root = contender.model.start(seed=script.noise_seed, memory=contender.memory, steps=steps)
-        root.observe(batch.truth.rgb[row, :context].cpu().numpy(), script.actions[:context], script.poses[:context])
+        root.observe(truth.rgb[row, :context].cpu().numpy(), script.actions[:context], script.poses[:context])
         roots.append(root)
         sessions.extend([root] if seeds == 1 else root.fork(seeds))
     middle = time.perf_counter()
-    actions = np.repeat(np.stack([s.actions[context:] for s in batch.scripts]), seeds, 0)
-    poses = np.repeat(np.stack([s.poses[context:] for s in batch.scripts]), seeds, 0)
-    frames = roll_out(contender.model, sessions, actions, poses, device=batch.truth.rgb.device, progress=tell)
+    actions = np.repeat(np.stack([s.actions[context:] for s in scripts]), seeds, 0)
+    poses = np.repeat(np.stack([s.poses[context:] for s in scripts]), seeds, 0)
+    frames = roll_out(contender.model, sessions, actions, poses, device=truth.rgb.device, progress=tell)
     _refuse_forgetting(sessions)
     for session in {id(s): s for s in (*roots, *sessions)}.values():
         session.close()

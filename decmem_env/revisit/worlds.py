@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .edit_scripts import KINDS as EDIT_KINDS
+from .edit_scripts import EditScript, build_edit_scripts
 from .scripts import Script, build_long_run, build_world_scripts
 
+_T = TypeVar("_T")
 _FEW = 12  # worlds that are built faster here than in processes that must start first
 
 
@@ -68,6 +72,39 @@ def build_course(
     return Course(blocks, scripts, missing)
 
 
+def build_edit_course(
+    seeds: Sequence[int], count: int, unseen: int, progress: Callable[[int], None] | None = None
+) -> tuple[dict[int, torch.Tensor], list[EditScript]]:
+    """Build every world and its scripts with edits.
+
+    Args:
+        seeds: World seeds.
+        count: Scripts of each kind in each world.
+        unseen: Frames out of sight.
+        progress: Called once a world.
+
+    Returns:
+        uint8 [X, Z, Y] by world seed, and the scripts in the order of kinds, then worlds.
+    """
+    blocks: dict[int, torch.Tensor] = {}
+    scripts: list[EditScript] = []
+    build = partial(_build_edits, count=count, unseen=unseen)
+    for seed, (found, walked) in zip(seeds, _spread(build, seeds), strict=True):
+        blocks[seed] = torch.from_numpy(found)
+        scripts += walked
+        if progress is not None:
+            progress(1)
+    scripts.sort(key=lambda item: EDIT_KINDS.index(item.script.kind))  # stable: worlds stay in order
+    return blocks, scripts
+
+
+def _build_edits(seed: int, count: int, unseen: int) -> tuple[NDArray[np.uint8], list[EditScript]]:
+    from ..worlds import generate_world
+
+    world = generate_world(seed)
+    return world.blocks, build_edit_scripts(world, count, unseen)
+
+
 def _build(seed: int, kinds: tuple[str, ...], gap: int, long_run: bool) -> tuple[NDArray[np.uint8], list[Script]]:
     from ..worlds import generate_world
 
@@ -79,8 +116,8 @@ def _build(seed: int, kinds: tuple[str, ...], gap: int, long_run: bool) -> tuple
 
 
 def _spread(
-    build: Callable[[int], tuple[NDArray[np.uint8], list[Script]]], seeds: Sequence[int]
-) -> Iterator[tuple[NDArray[np.uint8], list[Script]]]:
+    build: Callable[[int], tuple[NDArray[np.uint8], list[_T]]], seeds: Sequence[int]
+) -> Iterator[tuple[NDArray[np.uint8], list[_T]]]:
     workers = min(os.cpu_count() or 1, len(seeds) // 2, 16)
     if workers < 4 or len(seeds) <= _FEW:
         yield from map(build, seeds)

@@ -3,7 +3,7 @@
 A walk is planned as actions, then run through the simulator, so that poses always come from the true physics. Several
 plans are drawn for each walk and the one that is blocked least wins. Reversing pure turns and pure steps returns to the
 very same poses wherever the ground is level; the scripts of the revisit test (`decmem_env.revisit.plans`) draw
-again until the return is exact.
+again until the return is exact. Walks of kind `edit` break and place blocks, go or look away and come back.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from ..conventions.actions import ACTION_DIM, Action
 from ..conventions.poses import wrap_degrees
+from .edited import Edits, no_edits
 from .simulator import Simulator
 from .terrain import World
 
-KINDS = ("explore", "turn_away", "aba", "abca", "look360", "loop")
+_MIXED = ("explore", "turn_away", "aba", "abca", "look360", "loop")
+KINDS = (*_MIXED, "edit")
 Plan = list[NDArray[np.float32]]
 Rng = np.random.Generator
 
@@ -31,11 +33,13 @@ class Trajectories(NamedTuple):
         actions: float32 [N, T, 25]; the first is the reset no-op.
         poses: float64 [N, T, 5].
         kind: Kind of each walk.
+        edits: int32 [E, 5] of each walk, rows (t, x, z, y, block): what its player changed, from frame t on.
     """
 
     actions: NDArray[np.float32]
     poses: NDArray[np.float64]
     kind: list[str]
+    edits: list[Edits]
 
 
 def _act(entry: Action | None = None, value: float = 1.0) -> NDArray[np.float32]:
@@ -108,8 +112,57 @@ def _about_face(rng: Rng, grid: bool) -> Plan:
     return _turn(rng, grid, 180.0 * float(rng.choice([-1, 1])))
 
 
+def _aim(rng: Rng, grid: bool) -> Plan:
+    """Look down to the ground in reach (30 or 45 degrees on level ground) or at what stands a little higher (15)."""
+    steps = int(rng.choice([1, 2, 3], p=[0.2, 0.5, 0.3]))
+    return [_act(Action.CAMERA_PITCH, 1.0 if grid else float(rng.uniform(0.7, 1.3))) for _ in range(steps)]
+
+
+def _hand(rng: Rng, grid: bool) -> Plan:
+    """Break or place once or a few times, looking at the result in between."""
+    plan: Plan = []
+    entry = Action(rng.choice([Action.ATTACK, Action.PLACE], p=[0.45, 0.55]))  # places fail more often
+    for i in range(int(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1]))):
+        if i and rng.random() < 0.5:
+            plan += _turn(rng, grid, float(rng.choice([-1, 1])) * 15.0)
+        plan += [_act(entry), *[_act()] * int(rng.integers(0, 3))]
+    return plan
+
+
+def _absence(rng: Rng, grid: bool, frames: int, more: bool) -> Plan:
+    """Look about for at least so many frames, sometimes (with `more`) edit here, too; ends where it began."""
+    plan = _edit(rng, grid, more=False) if more and rng.random() < 0.3 else []
+    while len(plan) < frames:
+        swing = _turn(rng, grid, float(rng.choice([-1, 1])) * rng.uniform(15.0, 45.0))
+        plan += [*swing, *[_act()] * int(rng.integers(0, 4)), *_reverse(swing)]
+    return plan
+
+
+def _edit(rng: Rng, grid: bool, more: bool = True) -> Plan:
+    """Change a block in reach, look at it, go or turn away, come back the same way and look again.
+
+    In 60 % of the cases the place is out of sight for 30 frames or more.
+    """
+    aim, hand = _aim(rng, grid), _hand(rng, grid)
+    level = rng.random() < 0.5  # most of the ground in reach is in view with level eyes, too
+    leave = _turn(rng, grid, float(rng.choice([-1, 1])) * rng.uniform(100.0, 180.0))
+    if rng.random() < 0.5:
+        leave += _leg(rng, grid, int(rng.integers(4, 16)))
+    elif rng.random() < 0.4:  # walk backwards first: the edit is seen from afar
+        leave = [*[_act(Action.BACK)] * int(rng.integers(4, 16)), *leave]
+    frames = int(rng.integers(30, 70)) if more and rng.random() < 0.6 else int(rng.integers(0, 10))
+    away = [*leave, *_absence(rng, grid, frames, more), *_reverse(leave)]
+    look = [_act()] * int(rng.integers(1, 5))
+    if level:
+        return [*aim, *hand, *_reverse(aim), *away, *look, *aim, *look, *_reverse(aim)]
+    return [*aim, *hand, *away, *look, *_reverse(aim)]
+
+
 def _macro(rng: Rng, grid: bool, kind: str) -> Plan:
     side = float(rng.choice([-1, 1]))
+    if kind == "edit":
+        approach = [*_turn(rng, grid, rng.normal(0.0, 50.0)), *_leg(rng, grid, int(rng.integers(2, 10)))]
+        return [*(approach if rng.random() < 0.7 else []), *_edit(rng, grid)]
     if kind == "turn_away":
         away = _turn(rng, grid, side * rng.uniform(45.0, 180.0))
         return [*away, *[_act()] * int(rng.integers(0, 6)), *_reverse(away)]
@@ -149,7 +202,7 @@ def _walk_back(out: Plan) -> Plan:
 def _plan(rng: Rng, length: int, kind: str, grid: bool) -> NDArray[np.float32]:
     plan: Plan = [_act()]
     while len(plan) < length:
-        choice = str(rng.choice(KINDS, p=[0.3, 0.16, 0.22, 0.12, 0.1, 0.1])) if kind == "mixed" else kind
+        choice = str(rng.choice(_MIXED, p=[0.3, 0.16, 0.22, 0.12, 0.1, 0.1])) if kind == "mixed" else kind
         plan += _macro(rng, grid, choice)
         if kind != "mixed" and rng.random() < 0.5:
             plan += _macro(rng, grid, "explore")
@@ -167,12 +220,13 @@ def sample_trajectories(
         worlds: N worlds; none is changed.
         length: Frames T of each walk.
         rng: Source of randomness.
-        kind: One of `KINDS`, or `mixed`.
+        kind: One of `KINDS`, or `mixed` (all but `edit`).
         grid: Angles in steps of 15 degrees and full steps; False draws uneven angles and speeds.
-        candidates: Plans drawn for each walk; the one that covers the most ground for its effort wins.
+        candidates: Plans drawn for each walk; the one that covers the most ground for its effort wins (of `edit`, the
+            share of its breaks and places that change a block counts as much).
 
     Returns:
-        Actions and poses; starts are the spawn moved to dry open ground nearby.
+        Actions, poses and edits; starts are the spawn moved to dry open ground nearby.
 
     Raises:
         ValueError: Unknown kind.
@@ -183,12 +237,18 @@ def sample_trajectories(
     plans = np.stack([_plan(rng, length, kind, grid) for _ in range(n * candidates)])
     starts = np.stack([random_start(worlds[i // candidates], rng, grid) for i in range(n * candidates)])
     index = np.arange(n * candidates) // candidates
-    poses = walk(worlds, index, starts, plans)
+    if kind == "edit":
+        poses, edits = _walk_editing(worlds, index, starts, plans)
+    else:
+        poses, edits = walk(worlds, index, starts, plans), [no_edits()] * len(plans)
     wanted = np.abs(plans[:, 1:, [Action.FORWARD, Action.BACK, Action.LEFT, Action.RIGHT]]).max(-1).sum(-1)
     moved = np.linalg.norm(np.diff(poses[:, :, [0, 2]], axis=1), axis=-1).sum(-1)
-    free = (moved / np.maximum(wanted, 1.0)).reshape(n, candidates)
-    best = np.arange(n) * candidates + free.argmax(1)
-    return Trajectories(plans[best], poses[best], [kind] * n)
+    score = moved / np.maximum(wanted, 1.0)
+    if kind == "edit":
+        tried = (plans[:, :, [Action.ATTACK, Action.PLACE]] > 0.5).sum((1, 2))
+        score += np.array([len(made) for made in edits]) / np.maximum(tried, 1)
+    best = np.arange(n) * candidates + score.reshape(n, candidates).argmax(1)
+    return Trajectories(plans[best], poses[best], [kind] * n, [edits[i] for i in best])
 
 
 def walk(
@@ -211,6 +271,22 @@ def walk(
     for t in range(1, actions.shape[1]):
         poses[:, t] = simulator.step(actions[:, t])
     return poses
+
+
+def _walk_editing(
+    worlds: Sequence[World], index: NDArray[np.integer], starts: NDArray[np.float64], actions: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], list[Edits]]:
+    """As `walk`, every walker in a copy of its world that it may change; also returns what each changed, [E, 5]."""
+    simulator = Simulator([worlds[int(i)] for i in index], starts)
+    poses = np.empty((*actions.shape[:2], 5))
+    poses[:, 0] = simulator.poses
+    made: list[list[tuple[int, ...]]] = [[] for _ in index]
+    for t in range(1, actions.shape[1]):
+        known = len(simulator.edits)
+        poses[:, t] = simulator.step(actions[:, t])
+        for edit in simulator.edits[known:]:
+            made[edit.player].append((t, edit.x, edit.z, edit.y, edit.block))
+    return poses, [np.array(rows, np.int32).reshape(-1, 5) for rows in made]
 
 
 def random_start(world: World, rng: Rng, grid: bool = True) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
-"""Top-k of every row of scores without sorting: find the k-th largest value by bisection on its bits, then compact.
+"""Top-k of every row of scores without sorting: find the k-th largest value bit by bit, then compact.
 
-The compaction walks the row from left to right, so lists come out ascending; of equal scores at the threshold the
-lowest indices win, so exactly k are chosen. No size is a compile-time constant: a growing history does not recompile.
+The first chunk of a row stays in registers through all passes; longer rows read the rest again. The compaction walks
+the row from left to right, so lists come out ascending; of equal scores at the threshold the lowest indices win, so
+exactly k are chosen. No size is a compile-time constant: a growing history does not recompile.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from .naive import score_chunks
 
-CHUNK = 512
+# Many rows: a warp each, so that most of them run at once. Few rows (an interactive step): eight warps each.
+MANY_ROWS = 8192
 _LOWEST = tl.constexpr(-(2**31))
 
 
@@ -29,10 +31,35 @@ def _ordered_keys(row_ptr, start, limit, CHUNK: tl.constexpr):
     return tl.where(score > float("-inf"), key, _LOWEST), index
 
 
-@triton.jit(do_not_specialize=["heads", "queries", "num_keys", "k", "limit_sb", "out_queries", "out_first"])
+@triton.jit
+def _at_least(kept, row_ptr, low, limit, bound, CHUNK: tl.constexpr):
+    """How many keys of a row reach a bound."""
+    reached = tl.sum((kept >= bound).to(tl.int32), 0)
+    for start in range(low + CHUNK, limit, CHUNK):
+        key, _ = _ordered_keys(row_ptr, start, limit, CHUNK)
+        reached += tl.sum((key >= bound).to(tl.int32), 0)
+    return reached
+
+
+@triton.jit
+def _take(key, index, threshold, ties, taken, tied, list_ptr):
+    """Store the indices of a chunk that are above the threshold, and of those at it as long as ``ties`` lasts."""
+    equal = (key == threshold).to(tl.int32)
+    rank = tied + tl.cumsum(equal, 0)
+    take = (key > threshold) | ((equal > 0) & (rank <= ties))
+    place = taken + tl.cumsum(take.to(tl.int32), 0) - 1
+    tl.store(list_ptr + place, index, mask=take)
+    return taken + tl.sum(take.to(tl.int32), 0), tied + tl.sum(equal, 0)
+
+
+@triton.jit(
+    do_not_specialize=["heads", "queries", "num_keys", "k", "limit_sb", "first_sb", "out_queries", "out_first"],
+    do_not_specialize_on_alignment=["scores_ptr", "limit_ptr", "first_ptr", "lists_ptr", "counts_ptr"],
+)
 def select_kernel(
-    scores_ptr, limit_ptr, lists_ptr, counts_ptr, heads, queries, num_keys, k, limit_sb, out_queries, out_first,
-    CHUNK: tl.constexpr,
+    scores_ptr, limit_ptr, first_ptr, lists_ptr, counts_ptr,
+    heads, queries, num_keys, k, limit_sb, first_sb, out_queries, out_first,
+    HAS_FIRST: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """One program: one row of scores."""
     row = tl.program_id(0).to(tl.int64)
@@ -41,47 +68,44 @@ def select_kernel(
     row_ptr = scores_ptr + row * num_keys
     limit = tl.load(limit_ptr + (plane // heads) * limit_sb + out_first + query)
     limit = tl.minimum(limit, num_keys)
+    low = 0
+    if HAS_FIRST:
+        low = tl.maximum(tl.load(first_ptr + (plane // heads) * first_sb + out_first + query), 0)
 
-    allowed = 0
-    not_negative = 0
-    for start in range(0, limit, CHUNK):
+    kept, kept_index = _ordered_keys(row_ptr, low, limit, CHUNK)
+    best = tl.max(kept, 0)
+    for start in range(low + CHUNK, limit, CHUNK):
         key, index = _ordered_keys(row_ptr, start, limit, CHUNK)
-        allowed += tl.sum((key > _LOWEST).to(tl.int32), 0)
-        not_negative += tl.sum((key >= 0).to(tl.int32), 0)
+        best = tl.maximum(best, tl.max(key, 0))
+    allowed = _at_least(kept, row_ptr, low, limit, _LOWEST + 1, CHUNK)
     count = tl.minimum(k, allowed)
 
-    # Up to k allowed blocks: all lie above the threshold. Else the largest threshold that k keys reach, bit by bit.
+    # Up to k allowed blocks: all lie above the threshold. Else the largest threshold that k keys reach.
     threshold = tl.full([], _LOWEST, tl.int32)
     above = count
     if allowed > k:
-        threshold = tl.where(not_negative >= k, 0, threshold)
-        bit = 1 << 30
-        for _ in range(0, 31):
+        threshold = tl.where(_at_least(kept, row_ptr, low, limit, 0, CHUNK) >= k, 0, threshold)
+        bit = tl.full([], 1 << 30, tl.int32)
+        while bit > 0:
             candidate = threshold + bit
-            reached = 0
-            for start in range(0, limit, CHUNK):
-                key, index = _ordered_keys(row_ptr, start, limit, CHUNK)
-                reached += tl.sum((key >= candidate).to(tl.int32), 0)
-            threshold = tl.where(reached >= k, candidate, threshold)
             bit = bit >> 1
-        above = 0
-        for start in range(0, limit, CHUNK):
-            key, index = _ordered_keys(row_ptr, start, limit, CHUNK)
-            above += tl.sum((key > threshold).to(tl.int32), 0)
+            if candidate <= best:
+                reached = _at_least(kept, row_ptr, low, limit, candidate, CHUNK)
+                threshold = tl.where(reached >= k, candidate, threshold)
+                # Exactly k keys: lower bits would not change which.
+                bit = tl.where(reached == k, 0, bit)
+        above = _at_least(kept, row_ptr, low, limit, threshold + 1, CHUNK)
     ties = count - above
 
     out_row = plane * out_queries + out_first + query
-    taken = 0
-    tied = 0
-    for start in range(0, limit, CHUNK):
+    list_ptr = lists_ptr + out_row * k
+    taken, tied = _take(kept, kept_index, threshold, ties, 0, 0, list_ptr)
+    for start in range(low + CHUNK, limit, CHUNK):
         key, index = _ordered_keys(row_ptr, start, limit, CHUNK)
-        equal = (key == threshold).to(tl.int32)
-        rank = tied + tl.cumsum(equal, 0)
-        take = (key > threshold) | ((equal > 0) & (rank <= ties))
-        place = taken + tl.cumsum(take.to(tl.int32), 0) - 1
-        tl.store(lists_ptr + out_row * k + place, index, mask=take)
-        taken += tl.sum(take.to(tl.int32), 0)
-        tied += tl.sum(equal, 0)
+        taken, tied = _take(key, index, threshold, ties, taken, tied, list_ptr)
+    for start in range(count, k, 128):
+        place = start + tl.arange(0, 128)
+        tl.store(list_ptr + place, tl.zeros([128], tl.int32), mask=place < k)
     tl.store(counts_ptr + out_row, count)
 
 
@@ -103,16 +127,18 @@ def select_blocks_triton(
     """
     batch, heads, num_queries, _ = q_pooled.shape
     num_keys = k_pooled.shape[2]
-    lists = torch.zeros((batch, heads, num_queries, k), dtype=torch.int32, device=q_pooled.device)
-    counts = torch.zeros((batch, heads, num_queries), dtype=torch.int32, device=q_pooled.device)
+    lists = torch.empty((batch, heads, num_queries, k), dtype=torch.int32, device=q_pooled.device)
+    counts = torch.empty((batch, heads, num_queries), dtype=torch.int32, device=q_pooled.device)
     if lists.numel() == 0 or num_keys == 0:
-        return lists, counts
+        return lists.zero_(), counts.zero_()
     limit = limit.contiguous()
-    for part, scores in score_chunks(q_pooled, k_pooled, first, mask):
-        queries = scores.shape[2]
-        select_kernel[(batch * heads * queries,)](
-            scores, limit, lists, counts, heads, queries, num_keys, k,
-            num_queries if limit.shape[0] > 1 else 0, num_queries, part.start,
-            CHUNK=CHUNK, num_warps=1,
+    bound = limit if first is None else first.contiguous()
+    for part, scores in score_chunks(q_pooled, k_pooled, None, mask):
+        rows = batch * heads * scores.shape[2]
+        many = rows >= MANY_ROWS
+        select_kernel[(rows,)](
+            scores, limit, bound, lists, counts, heads, scores.shape[2], num_keys, k,
+            num_queries if limit.shape[0] > 1 else 0, num_queries if bound.shape[0] > 1 else 0, num_queries, part.start,
+            HAS_FIRST=first is not None, CHUNK=1024 if many else 4096, num_warps=1 if many else 8,
         )  # fmt: skip
     return lists, counts

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .inverse import InverseLists, invert_lists
+from .inverse import InverseLists
 
 
 @torch.library.custom_op("decmem::block_sparse_attention", mutates_args=())
@@ -23,10 +23,21 @@ def sparse_forward(
     q_block: int,
     kv_block: int,
     scale: float,
+    path: str,
 ) -> tuple[Tensor, Tensor]:
-    """Triton forward; ``offsets`` and ``entries`` (the inverse lists) only travel to the backward."""
+    """Forward; ``offsets`` and ``entries`` (the inverse lists) only travel to the backward.
+
+    ``path`` is "triton", "hopper", or "auto" for Hopper's kernel wherever it serves.
+    """
+    from . import hopper
     from . import triton as launch
 
+    if path != "triton":
+        reason = hopper.unsupported(q, k, v, q_block, kv_block, scale)
+        if path == "hopper" and reason:
+            raise ValueError(f"block_sparse_attention: backend 'hopper' cannot be used: {reason}")
+        if path == "hopper" or (reason is None and hopper.available(q, q_block, kv_block, kv_sizes is not None, False)):
+            return hopper.forward(q, k, v, lists, counts, kv_sizes, q_block, kv_block, scale)
     return launch.forward(q, k, v, lists, counts, kv_sizes, q_block, kv_block, scale)
 
 
@@ -43,6 +54,7 @@ def _(
     q_block: int,
     kv_block: int,
     scale: float,
+    path: str,
 ) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
 
@@ -64,15 +76,25 @@ def sparse_backward(
     q_block: int,
     kv_block: int,
     scale: float,
+    path: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Triton backward; builds the inverse lists if they were not given."""
+    """Backward; ``path`` as forward."""
+    from . import hopper
     from . import triton as launch
 
-    if offsets is None or entries is None:
-        offsets, entries = invert_lists(lists, counts, k.shape[2] // kv_block)
-    inverse = InverseLists(offsets, entries)
+    inverse = None if offsets is None or entries is None else InverseLists(offsets, entries)
+    grad_q = delta = None
+    if path != "triton" and hopper.unsupported(q, k, v, q_block, kv_block, scale) is None:
+        grad_out = grad_out.contiguous()
+        if path == "hopper" or hopper.available(q, q_block, kv_block, kv_sizes is not None, True):
+            delta = torch.linalg.vecdot(out.float(), grad_out.float()) - grad_lse
+            # Queries without keys: their log-sum-exp has no gradient, and nothing else may depend on it.
+            delta = torch.where(lse.isinf(), 0.0, delta)
+            grad_q = hopper.query_gradient(
+                grad_out, delta, q, k, v, lse, lists, counts, kv_sizes, q_block, kv_block, scale
+            )
     return launch.backward(
-        grad_out, grad_lse, q, k, v, out, lse, lists, counts, kv_sizes, inverse, q_block, kv_block, scale
+        grad_out, grad_lse, q, k, v, out, lse, lists, counts, kv_sizes, inverse, q_block, kv_block, scale, grad_q, delta
     )
 
 
@@ -93,18 +115,19 @@ def _(
     q_block: int,
     kv_block: int,
     scale: float,
+    path: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, lists, counts, kv_sizes, offsets, entries, ctx.q_block, ctx.kv_block, ctx.scale = inputs
+    q, k, v, lists, counts, kv_sizes, offsets, entries, ctx.q_block, ctx.kv_block, ctx.scale, ctx.path = inputs
     ctx.save_for_backward(q, k, v, *output, lists, counts, kv_sizes, offsets, entries)
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-    grads = sparse_backward(grad_out, grad_lse, *ctx.saved_tensors, ctx.q_block, ctx.kv_block, ctx.scale)
-    return (*grads, *([None] * 8))
+    grads = sparse_backward(grad_out, grad_lse, *ctx.saved_tensors, ctx.q_block, ctx.kv_block, ctx.scale, ctx.path)
+    return (*grads, *([None] * 9))
 
 
 sparse_forward.register_autograd(_backward, setup_context=_setup_context)

@@ -6,7 +6,8 @@ import torch
 import triton
 from torch import Tensor
 
-from .inverse import InverseLists
+from .grouping import group_size, merge_lists
+from .inverse import InverseLists, invert_lists
 from .triton_kernels import forward_kernel, key_gradient_kernel, query_gradient_kernel
 from .tuning import launch_config, padded_channels, row_tile
 
@@ -52,6 +53,15 @@ def _options(kernel: str, q: Tensor, resident: int) -> tuple[int, int, dict[str,
     return tile, triton.cdiv(resident, tile), options
 
 
+def _merge(lists: Tensor, counts: Tensor, kv_blocks: int, group: int) -> tuple[Tensor, Tensor]:
+    """Lists of groups of query blocks; the given ones where a group is one block."""
+    if group == 1:
+        return lists, counts
+    merged = merge_lists(lists, counts, kv_blocks, group, transposed=False)
+    groups = triton.cdiv(lists.shape[2], group)
+    return merged.entries.view(*lists.shape[:2], groups, -1), merged.counts.view(*lists.shape[:2], groups)
+
+
 def forward(
     q: Tensor,
     k: Tensor,
@@ -83,17 +93,19 @@ def forward(
     batch, heads, tokens, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, heads, tokens), dtype=torch.float32, device=q.device)
-    q_blocks = tokens // q_block
-    _, tiles, options = _options("forward", q, q_block)
-    grid = (batch * heads * q_blocks * tiles,)
-    if grid[0] == 0:
+    q_blocks, kv_blocks = tokens // q_block, k.shape[2] // kv_block
+    if out.numel() == 0:
         return out, lse
+    group = group_size(q_block, q_blocks, kv_blocks, batch * heads)
+    lists, counts = _merge(lists, counts, kv_blocks, group)
+    _, tiles, options = _options("forward", q, q_block * group)
+    grid = (batch * heads * triton.cdiv(q_blocks, group) * tiles,)
     align = _alignment(q, k, v)
     forward_kernel[grid](
         q, k, v, lists, counts, counts if kv_sizes is None else kv_sizes, out, lse,
         *_strides(q, batch, align), *_strides(k, batch, align), *_strides(v, batch, align),
         *_list_strides(lists, counts), heads, q_blocks, scale,
-        Q_BLOCK=q_block, KV_BLOCK=kv_block, ALIGN=align, HAS_SIZES=kv_sizes is not None, **options,
+        Q_BLOCK=q_block, KV_BLOCK=kv_block, GROUP=group, ALIGN=align, HAS_SIZES=kv_sizes is not None, **options,
     )  # fmt: skip
     return out, lse
 
@@ -109,10 +121,12 @@ def backward(
     lists: Tensor,
     counts: Tensor,
     kv_sizes: Tensor | None,
-    inverse: InverseLists,
+    inverse: InverseLists | None,
     q_block: int,
     kv_block: int,
     scale: float,
+    grad_q: Tensor | None = None,
+    delta: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`forward`, deterministic.
 
@@ -127,10 +141,12 @@ def backward(
         lists: see ``q``.
         counts: see ``q``.
         kv_sizes: see ``q``.
-        inverse: of ``lists``.
+        inverse: of ``lists``; None to compute it, which happens anyway where small blocks are merged.
         q_block: see ``q``.
         kv_block: see ``q``.
         scale: see ``q``.
+        grad_q: gradient of q if another kernel has computed it; with ``delta``.
+        delta: fp32 ``[B, H, Tq]``, product of output and its gradient, less the log-sum-exp's gradient.
 
     Returns:
         Gradients of q, k and v, contiguous; summed over the batch where ``k`` and ``v`` have a batch of one.
@@ -139,29 +155,39 @@ def backward(
     grad_lse = grad_lse.contiguous()
     batch, heads, tokens, _ = q.shape
     q_blocks, kv_blocks = tokens // q_block, k.shape[2] // kv_block
-    grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    ready = grad_q is not None and delta is not None
+    if grad_q is None or delta is None:
+        grad_q, delta = torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty_like(lse)
     grad_k = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     grad_v = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     if grad_q.numel() == 0 or grad_k.numel() == 0:
         return grad_q.zero_(), grad_k.zero_(), grad_v.zero_()
-    delta = torch.empty_like(lse)
     align = _alignment(q, k, v, grad_out)
     q_strides, k_strides, v_strides, do_strides = (_strides(x, batch, align) for x in (q, k, v, grad_out))
     sizes = counts if kv_sizes is None else kv_sizes
     common = {"Q_BLOCK": q_block, "KV_BLOCK": kv_block, "ALIGN": align, "HAS_SIZES": kv_sizes is not None}
 
-    _, tiles, options = _options("query_gradient", q, q_block)
-    query_gradient_kernel[(batch * heads * q_blocks * tiles,)](
-        q, k, v, out, grad_out, lse, grad_lse, delta, lists, counts, sizes, grad_q,
-        *q_strides, *k_strides, *v_strides, *do_strides, *_list_strides(lists, counts),
-        heads, q_blocks, scale, **common, **options,
-    )  # fmt: skip
+    if not ready:
+        group = group_size(q_block, q_blocks, kv_blocks, batch * heads)
+        merged_lists, merged_counts = _merge(lists, counts, kv_blocks, group)
+        _, tiles, options = _options("query_gradient", q, q_block * group)
+        query_gradient_kernel[(batch * heads * triton.cdiv(q_blocks, group) * tiles,)](
+            q, k, v, out, grad_out, lse, grad_lse, delta, merged_lists, merged_counts, sizes, grad_q,
+            *q_strides, *k_strides, *v_strides, *do_strides, *_list_strides(merged_lists, merged_counts),
+            heads, q_blocks, scale, GROUP=group, **common, **options,
+        )  # fmt: skip
 
     key_batch = k.shape[0]
-    _, tiles, options = _options("key_gradient", q, kv_block)
-    key_gradient_kernel[(key_batch * heads * kv_blocks * tiles,)](
-        q, k, v, grad_out, lse, delta, inverse.offsets, inverse.entries, sizes, grad_k, grad_v,
+    group = group_size(kv_block, kv_blocks, q_blocks, key_batch * heads)
+    if group > 1:
+        entries, offsets = merge_lists(lists, counts, kv_blocks, group, transposed=True)
+    else:
+        offsets, entries = inverse or invert_lists(lists, counts, kv_blocks)
+    _, tiles, options = _options("key_gradient", q, kv_block * group)
+    key_gradient_kernel[(key_batch * heads * triton.cdiv(kv_blocks, group) * tiles,)](
+        q, k, v, grad_out, lse, delta, offsets, entries, sizes, grad_k, grad_v,
         *q_strides, *k_strides, *v_strides, *do_strides,
-        heads, q_blocks, kv_blocks, lists.shape[0], lists.shape[1], batch // key_batch, scale, **common, **options,
+        heads, q_blocks, kv_blocks, lists.shape[0], lists.shape[1], batch // key_batch,
+        entries.shape[-1], scale, GROUP=group, **common, **options,
     )  # fmt: skip
     return grad_q, grad_k, grad_v

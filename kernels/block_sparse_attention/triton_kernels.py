@@ -2,19 +2,25 @@
 
 All three kernels hold one tile of a block (queries, or keys for dK and dV) and walk a *flat run*: the tokens of the
 listed blocks one after another, ``step`` rows at a time, gathered by pointer. Blocks of 10 or 147 tokens therefore
-cost no padding on the walked side. Sizes that vary from call to call (history, list length, batch) are plain
-integers, never specialised, so that a growing history does not recompile. Strides come divided by ALIGN, which tells
-the compiler that rows are 16-byte aligned.
+cost no padding on the walked side. Where blocks are small, GROUP neighbouring ones share a tile, which walks their
+merged list (``grouping.py``); bits in its entries say which of them an entry is for.
+
+Sizes that vary from call to call (history, list length, batch) are plain integers, never specialised, so that a growing
+history does not recompile. Strides come divided by ALIGN, which tells the compiler that rows are 16-byte aligned.
 """
 
 import triton
 import triton.language as tl
 
+from .grouping import INDEX_BITS as _INDEX_BITS
+
+INDEX_BITS = tl.constexpr(_INDEX_BITS)
+INDEX_MASK = tl.constexpr((1 << _INDEX_BITS) - 1)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 _STRIDES = [f"{name}_{axis}" for name in ("q", "k", "v", "do", "l", "c") for axis in ("sb", "sh", "st")]
-_RUNTIME = [*_STRIDES, "heads", "q_blocks", "kv_blocks", "list_batch", "list_heads", "batches"]
+_RUNTIME = [*_STRIDES, "heads", "q_blocks", "kv_blocks", "list_batch", "list_heads", "batches", "width"]
 
 
 def _jit(function):  # type: ignore[no-untyped-def]
@@ -44,16 +50,31 @@ def _store_rows(base, token, value, ok, dims, D: tl.constexpr):
 
 
 @triton.jit
-def _flat_keys(list_base, sizes_ptr, start, total, STEP: tl.constexpr, KV_BLOCK: tl.constexpr, HAS_SIZES: tl.constexpr):
-    """Key rows at positions ``start ...`` of the flat run of listed blocks, and which of them count."""
+def _flat_keys(
+    list_base, sizes_ptr, start, total,
+    STEP: tl.constexpr, KV_BLOCK: tl.constexpr, HAS_SIZES: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Key rows at positions ``start ...`` of the flat run of listed blocks, which of them count, and member bits."""
     position = start + tl.arange(0, STEP)
     ok = position < total
     entry = position // KV_BLOCK
     row = position - entry * KV_BLOCK
     block = tl.load(list_base + entry, mask=ok, other=0)
+    bits = block >> INDEX_BITS
+    if GROUP > 1:
+        block = block & INDEX_MASK
     if HAS_SIZES:
         ok = ok & (row < tl.load(sizes_ptr + block, mask=ok, other=0))
-    return block * KV_BLOCK + row, ok
+    return block * KV_BLOCK + row, ok, bits
+
+
+@triton.jit
+def _pairs(ok, bits, member, GROUP: tl.constexpr):
+    """Which (resident row, walked row) pairs count: the walked row does, and its entry is for the row's block."""
+    if GROUP > 1:
+        return ok[None, :] & (((bits[None, :] >> member[:, None]) & 1) != 0)
+    else:
+        return ok[None, :]
 
 
 @_jit
@@ -62,20 +83,23 @@ def forward_kernel(
     q_sb, q_sh, q_st, k_sb, k_sh, k_st, v_sb, v_sh, v_st, l_sb, l_sh, l_st, c_sb, c_sh,
     heads, q_blocks, scale,
     Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, TILE: tl.constexpr,
-    TILES: tl.constexpr, STEP: tl.constexpr, ALIGN: tl.constexpr, HAS_SIZES: tl.constexpr, PRECISION: tl.constexpr,
+    TILES: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr, ALIGN: tl.constexpr, HAS_SIZES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one query block; online softmax over its listed keys."""
     program = tl.program_id(0)
     tile = program % TILES
-    n = (program // TILES) % q_blocks
-    plane = program // TILES // q_blocks
+    groups = (q_blocks + GROUP - 1) // GROUP
+    n = (program // TILES) % groups
+    plane = program // TILES // groups
     h = (plane % heads).to(tl.int64)
     b = (plane // heads).to(tl.int64)
 
     rows = tile * TILE + tl.arange(0, TILE)
-    rows_ok = rows < Q_BLOCK
+    token_q = n * (GROUP * Q_BLOCK) + rows
+    rows_ok = (rows < GROUP * Q_BLOCK) & (token_q < q_blocks * Q_BLOCK)
+    member = rows // Q_BLOCK
     dims = tl.arange(0, D_PAD)
-    token_q = n * Q_BLOCK + rows
     q = _load_rows(q_ptr + (b * q_sb + h * q_sh) * ALIGN, token_q, q_st.to(tl.int64) * ALIGN, rows_ok, dims, D, D_PAD)
     k_base = k_ptr + (b * k_sb + h * k_sh) * ALIGN
     v_base = v_ptr + (b * v_sb + h * v_sh) * ALIGN
@@ -89,13 +113,13 @@ def forward_kernel(
     acc = tl.zeros([TILE, D_PAD], tl.float32)
     scale2 = scale * LOG2E
     for start in range(0, total, STEP):
-        token, ok = _flat_keys(list_base, sizes_ptr, start, total, STEP, KV_BLOCK, HAS_SIZES)
+        token, ok, bits = _flat_keys(list_base, sizes_ptr, start, total, STEP, KV_BLOCK, HAS_SIZES, GROUP)
         k = _load_rows(k_base, token, k_row, ok, dims, D, D_PAD)
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        logits = tl.where(ok[None, :], logits, float("-inf"))
+        logits = tl.where(_pairs(ok, bits, member, GROUP), logits, float("-inf"))
         new_top = tl.maximum(top, tl.max(logits, 1))
-        if HAS_SIZES:
-            # All blocks so far may have had size 0.
+        if HAS_SIZES or GROUP > 1:
+            # All blocks so far may have had size 0, or be for other members.
             reference = tl.where(new_top == float("-inf"), 0.0, new_top)
         else:
             reference = new_top
@@ -121,20 +145,23 @@ def query_gradient_kernel(
     q_sb, q_sh, q_st, k_sb, k_sh, k_st, v_sb, v_sh, v_st, do_sb, do_sh, do_st, l_sb, l_sh, l_st, c_sb, c_sh,
     heads, q_blocks, scale,
     Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, TILE: tl.constexpr,
-    TILES: tl.constexpr, STEP: tl.constexpr, ALIGN: tl.constexpr, HAS_SIZES: tl.constexpr, PRECISION: tl.constexpr,
+    TILES: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr, ALIGN: tl.constexpr, HAS_SIZES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: dQ of one tile of one query block; also writes delta, which the key gradient needs."""
     program = tl.program_id(0)
     tile = program % TILES
-    n = (program // TILES) % q_blocks
-    plane = program // TILES // q_blocks
+    groups = (q_blocks + GROUP - 1) // GROUP
+    n = (program // TILES) % groups
+    plane = program // TILES // groups
     h = (plane % heads).to(tl.int64)
     b = (plane // heads).to(tl.int64)
 
     rows = tile * TILE + tl.arange(0, TILE)
-    rows_ok = rows < Q_BLOCK
+    token_q = n * (GROUP * Q_BLOCK) + rows
+    rows_ok = (rows < GROUP * Q_BLOCK) & (token_q < q_blocks * Q_BLOCK)
+    member = rows // Q_BLOCK
     dims = tl.arange(0, D_PAD)
-    token_q = n * Q_BLOCK + rows
     first = plane.to(tl.int64) * q_blocks * Q_BLOCK
     q = _load_rows(q_ptr + (b * q_sb + h * q_sh) * ALIGN, token_q, q_st.to(tl.int64) * ALIGN, rows_ok, dims, D, D_PAD)
     do_row = do_st.to(tl.int64) * ALIGN
@@ -157,11 +184,11 @@ def query_gradient_kernel(
     acc = tl.zeros([TILE, D_PAD], tl.float32)
     scale2 = scale * LOG2E
     for start in range(0, total, STEP):
-        token, ok = _flat_keys(list_base, sizes_ptr, start, total, STEP, KV_BLOCK, HAS_SIZES)
+        token, ok, bits = _flat_keys(list_base, sizes_ptr, start, total, STEP, KV_BLOCK, HAS_SIZES, GROUP)
         k = _load_rows(k_base, token, k_row, ok, dims, D, D_PAD)
         v = _load_rows(v_base, token, v_row, ok, dims, D, D_PAD)
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        p = tl.exp2(tl.where(ok[None, :], logits - lse2[:, None], float("-inf")))
+        p = tl.exp2(tl.where(_pairs(ok, bits, member, GROUP), logits - lse2[:, None], float("-inf")))
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         ds = p * (dp - delta[:, None])
         acc = tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
@@ -172,29 +199,35 @@ def query_gradient_kernel(
 def key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, offsets_ptr, entries_ptr, sizes_ptr, dk_ptr, dv_ptr,
     q_sb, q_sh, q_st, k_sb, k_sh, k_st, v_sb, v_sh, v_st, do_sb, do_sh, do_st,
-    heads, q_blocks, kv_blocks, list_batch, list_heads, batches, scale,
+    heads, q_blocks, kv_blocks, list_batch, list_heads, batches, width, scale,
     Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, TILE: tl.constexpr,
-    TILES: tl.constexpr, STEP: tl.constexpr, ALIGN: tl.constexpr, HAS_SIZES: tl.constexpr, PRECISION: tl.constexpr,
+    TILES: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr, ALIGN: tl.constexpr, HAS_SIZES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: dK and dV of one tile of one key block; walks the queries of the inverse list (transposed logits).
+    """One program: dK and dV of one tile of keys; walks the queries of the inverse list (transposed logits).
 
+    The inverse lists are rows of ``entries_ptr`` between ``offsets_ptr``'s bounds or, merged, rows of ``width`` entries
+    of which ``offsets_ptr`` says how many count.
     Keys shared by all batch rows (``batches`` > 1) sum over the rows in a fixed order.
     """
     program = tl.program_id(0)
     tile = program % TILES
-    j = (program // TILES) % kv_blocks
-    plane = program // TILES // kv_blocks
+    groups = (kv_blocks + GROUP - 1) // GROUP
+    j = (program // TILES) % groups
+    plane = program // TILES // groups
     head = plane % heads
     h = head.to(tl.int64)
     bk = (plane // heads).to(tl.int64)
 
     rows = tile * TILE + tl.arange(0, TILE)
-    rows_ok = rows < KV_BLOCK
+    token_k = j * (GROUP * KV_BLOCK) + rows
+    rows_ok = (rows < GROUP * KV_BLOCK) & (token_k < kv_blocks * KV_BLOCK)
+    member = rows // KV_BLOCK
     counted = rows_ok
     if HAS_SIZES:
-        counted = rows_ok & (rows < tl.load(sizes_ptr + j))
+        own = j * GROUP + member
+        counted = rows_ok & (rows - member * KV_BLOCK < tl.load(sizes_ptr + own, mask=rows_ok, other=0))
     dims = tl.arange(0, D_PAD)
-    token_k = j * KV_BLOCK + rows
     k_base = k_ptr + (bk * k_sb + h * k_sh) * ALIGN
     v_base = v_ptr + (bk * v_sb + h * v_sh) * ALIGN
     k = _load_rows(k_base, token_k, k_st.to(tl.int64) * ALIGN, counted, dims, D, D_PAD)
@@ -209,24 +242,36 @@ def key_gradient_kernel(
         q_base = q_ptr + (b * q_sb + h * q_sh) * ALIGN
         do_base = do_ptr + (b * do_sb + h * do_sh) * ALIGN
         first = (b * heads + h) * q_blocks * Q_BLOCK
-        slot = ((b % list_batch) * list_heads + head % list_heads) * kv_blocks + j
-        begin = tl.load(offsets_ptr + slot)
-        total = (tl.load(offsets_ptr + slot + 1) - begin).to(tl.int32) * Q_BLOCK
+        slot = ((b % list_batch) * list_heads + head % list_heads) * groups + j
+        if GROUP > 1:
+            begin = slot * width
+            total = tl.load(offsets_ptr + slot) * Q_BLOCK
+        else:
+            begin = tl.load(offsets_ptr + slot)
+            total = (tl.load(offsets_ptr + slot + 1) - begin).to(tl.int32) * Q_BLOCK
         for start in range(0, total, STEP):
             position = start + tl.arange(0, STEP)
             ok = position < total
             entry = position // Q_BLOCK
-            token = tl.load(entries_ptr + begin + entry, mask=ok, other=0) * Q_BLOCK + (position - entry * Q_BLOCK)
+            block = tl.load(entries_ptr + begin + entry, mask=ok, other=0)
+            bits = block >> INDEX_BITS
+            if GROUP > 1:
+                block = block & INDEX_MASK
+            token = block * Q_BLOCK + (position - entry * Q_BLOCK)
             q = _load_rows(q_base, token, q_row, ok, dims, D, D_PAD)
             do = _load_rows(do_base, token, do_row, ok, dims, D, D_PAD)
             lse2 = tl.load(lse_ptr + first + token, mask=ok, other=0.0) * LOG2E
             delta = tl.load(delta_ptr + first + token, mask=ok, other=0.0)
             logits = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
             # Rows of no key (padding, sizes) hold zeros in k; unmasked, exp2(0 - lse) may overflow.
-            p = tl.exp2(tl.where(ok[None, :] & counted[:, None], logits - lse2[None, :], float("-inf")))
+            pairs = _pairs(ok, bits, member, GROUP) & counted[:, None]
+            p = tl.exp2(tl.where(pairs, logits - lse2[None, :], float("-inf")))
             dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
             dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
             ds = p * (dp - delta[None, :])
+            if GROUP > 1:
+                # Members that nobody lists may be uninitialised memory.
+                ds = tl.where(pairs, ds, 0.0)
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     first_key = plane.to(tl.int64) * kv_blocks * KV_BLOCK
     _store_rows(dk_ptr + first_key * D, token_k, dk * scale, rows_ok, dims, D)

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -87,6 +88,7 @@ SHAPES = {
     "96 channels": {"dim": 96, "batch": 1},
     "128 channels": {"dim": 128, "batch": 1},
     "one list": {"length": 1, "blocks": 1},
+    "seventeen of ten": {"queries": 17, "blocks": 15, "length": 6, "sizes": True, "batch": 1},
     "mixed": {"q_block": 60, "kv_block": 10, "batch": 1, "blocks": 30, "length": 20, "seed": 5},
 }
 
@@ -101,16 +103,24 @@ def test_naive_and_cpu_match_loops(shape):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_triton_matches_naive(shape, device):
+@pytest.mark.parametrize("programs", [0, 10**9], ids=["merged", "apart"])
+def test_triton_matches_naive(shape, device, programs, monkeypatch):
+    from decmem_env.kernels.block_sparse_attention import grouping
+
+    monkeypatch.setattr(grouping, "MIN_PROGRAMS", programs)
     q, k, v, lists, counts, options = make(**shape, device=device)
     want = run("naive", q, k, v, lists, counts, options)
     assert_near(run("triton", q, k, v, lists, counts, options), want, 1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("programs", [0, 10**9], ids=["merged", "apart"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("factor", [1.0, 4.0, 16.0])
-def test_half_precision_at_large_logits(dtype, factor, device):
+def test_half_precision_at_large_logits(dtype, factor, device, programs, monkeypatch):
+    from decmem_env.kernels.block_sparse_attention import grouping
+
+    monkeypatch.setattr(grouping, "MIN_PROGRAMS", programs)
     q, k, v, lists, counts, options = make(dtype=dtype, device=device, blocks=8, length=6, q_block=12)
     q = q * factor
     single = [x.float() for x in (q, k, v)]
@@ -122,8 +132,12 @@ def test_half_precision_at_large_logits(dtype, factor, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("backend", ["triton", "naive", "cpu"])
-def test_memory_that_is_not_listed_is_never_used(backend, device):
+@pytest.mark.parametrize("backend", ["triton", "triton merged", "naive", "cpu"])
+def test_memory_that_is_not_listed_is_never_used(backend, device, monkeypatch):
+    from decmem_env.kernels.block_sparse_attention import grouping
+
+    monkeypatch.setattr(grouping, "MIN_PROGRAMS", 0 if backend == "triton merged" else 10**9)
+    backend = backend.split()[0]
     if backend == "cpu" and device == "cuda":
         pytest.skip("the cpu backend is for the CPU")
     q, k, v, lists, counts, options = make(device=device, blocks=8, sizes=True, key_batch=1, batch=2, seed=2)
@@ -193,13 +207,38 @@ def test_inverse_lists_every_pair_once_and_ascending():
                 assert entries[offsets[row] : offsets[row + 1]].tolist() == want
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("group", [2, 8])
+def test_merged_lists_are_the_lists(group, device):
+    from decmem_env.kernels.block_sparse_attention.grouping import INDEX_BITS, merge_lists
+
+    _, _, _, lists, counts, _ = make(blocks=19, length=7, queries=9, heads=3, device=device)
+    for transposed in (False, True):
+        entries, sizes = merge_lists(lists, counts, 19, group, transposed)
+        found = set()
+        groups = -(-(19 if transposed else 9) // group)
+        for row, size in enumerate(sizes.tolist()):
+            plane, g = divmod(row, groups)
+            packed = entries[row, :size].tolist()
+            index = [x & ((1 << INDEX_BITS) - 1) for x in packed]
+            assert index == sorted(set(index))
+            pairs = {
+                (g * group + m, i) for x, i in zip(packed, index, strict=True) for m in range(8) if x >> 23 + m & 1
+            }
+            found |= {(plane, i, m) if transposed else (plane, m, i) for m, i in pairs}
+        want = set()
+        for b, h, n in itertools.product(range(2), range(3), range(9)):
+            want |= {(b * 3 + h, n, j) for j in lists[b, h, n, : counts[b, h, n]].tolist()}
+        assert found == want
+
+
 def test_operator_passes_opcheck():
     q, k, v, lists, counts, _ = make(batch=1, heads=1, queries=2)
     if torch.cuda.is_available():
         q, k, v, lists, counts = (x.cuda() for x in (q, k, v, lists, counts))
     for x in (q, k, v):
         x.requires_grad_()
-    args = (q, k, v, lists, counts, None, None, None, 10, 10, 0.125)
+    args = (q, k, v, lists, counts, None, None, None, 10, 10, 0.125, "triton")
     torch.library.opcheck(torch.ops.decmem.block_sparse_attention.default, args)
 
 

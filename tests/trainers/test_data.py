@@ -4,13 +4,17 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from decmem_env.trainers.config import ConfigError
+from decmem_env.trainers.config import ConfigError, load_config
+from decmem_env.trainers.data.frames import FramePool
 from decmem_env.trainers.data.latents import LatentPool
 from decmem_env.trainers.data.splice import revisit_table, sample_clip
 from decmem_env.trainers.data.stream import Episodes, EpisodeStream
 from decmem_env.trainers.data.voxel import VALIDATION_JOB, VALIDATION_SEED, EpisodeRenderer, VoxelJob
 from decmem_env.trainers.data.worldmem import ClipJob, fit_frames, read_index
 from decmem_env.trainers.scores import psnr_per_frame, revisit_kinds
+
+from decmem_env.voxel_env import VoxelEnv
+from decmem_env.worlds import generate_world, trajectories
 
 
 def there_and_back(length=128):
@@ -58,6 +62,20 @@ def test_splices_prefer_revisits():
             total += 1
             hits += int(((clip >= 396) & (clip < 444)).any())
     assert total > 10 and hits > 0.5 * total
+
+
+def test_splices_never_jump_over_a_change():
+    rng = np.random.default_rng(0)
+    table, changes = revisit_table(there_and_back()), np.zeros(128, bool)
+    changes[[20, 21, 60, 100]] = True
+    gaps = 0
+    for _ in range(300):
+        clip = sample_clip(table, 128, 32, 1.0, rng, changes)
+        assert clip.shape == (32,) and clip[-1] < 128
+        inside = [t for t in np.flatnonzero(changes) if clip[0] <= t <= clip[-1]]
+        assert set(inside) <= set(clip.tolist())
+        gaps += int((np.diff(clip) > 1).any())
+    assert gaps > 100
 
 
 def test_whole_clips_and_errors():
@@ -195,3 +213,51 @@ def test_clip_job_reads_windows_of_real_clips(tmp_path):
     with pytest.raises(ConfigError, match="b.npz"):
         for number in range(8):
             job(number)
+
+
+def test_edited_episodes_look_like_the_true_world():
+    """Frames rendered around edits are those of the environment that plays the same actions, to the pixel."""
+    rng = np.random.default_rng(3)
+    world = generate_world(VALIDATION_SEED)
+    env = VoxelEnv(height=24, width=40, context_frames=1, action_mode="vector")
+    _, info = env.reset(seed=0, options={"world_seed": VALIDATION_SEED})
+    plans = np.stack([trajectories._plan(rng, 120, "edit", grid) for grid in (True, False, True)])
+    starts = np.repeat(info["pose"][None], 3, 0)
+    poses, edits = trajectories._walk_editing([world], np.zeros(3, int), starts, plans)
+    assert all(len(made) >= 1 for made in edits) and max(len(made) for made in edits) >= 2
+    episodes = Episodes(VALIDATION_SEED, plans, poses, blocks=world.blocks, edits=edits)
+    untouched = world.blocks.copy()
+    frames = EpisodeRenderer(24, 40, "cpu", chunk=32).frames(episodes)
+    assert frames.shape == (3, 120, 24, 40, 3) and np.array_equal(world.blocks, untouched)
+    plain = EpisodeRenderer(24, 40, "cpu").frames(Episodes(0, plans, poses, blocks=world.blocks))
+    assert (frames != plain).any()
+    for row in range(3):
+        frame, _ = env.reset(seed=0, options={"world_seed": VALIDATION_SEED})
+        assert np.array_equal(frames[row, 0].numpy(), frame)
+        for t in range(1, 120):
+            frame, _, _, _, info = env.step(plans[row, t])
+            assert np.array_equal(frames[row, t].numpy(), frame), (row, t)
+            np.testing.assert_array_equal(info["pose"], poses[row, t])
+    env.close()
+
+
+def test_voxel_jobs_edit_a_share_of_their_walks():
+    edited = [VoxelJob(seed=3, length=96, worlds=1, per_world=1, edits=1.0)(number)[0] for number in range(2)]
+    assert all(episodes.edits is not None and len(episodes.edits[0]) >= 1 for episodes in edited)
+    again = VoxelJob(seed=3, length=96, worlds=1, per_world=1, edits=1.0)(0)[0]
+    assert np.array_equal(again.edits[0], edited[0].edits[0]) and np.array_equal(again.blocks, edited[0].blocks)
+    assert VoxelJob(seed=3, length=96, worlds=1, edits=0.0)(0)[0].edits is None
+    assert VoxelJob(seed=3, length=96, edits=1.0)(VALIDATION_JOB)[0].edits is None
+    with pytest.raises(ConfigError, match="data.edits=1.5"):
+        load_config("dense", {"data.edits": 1.5})
+
+
+def test_autoencoder_frames_show_edited_worlds():
+    job = VoxelJob(seed=3, length=96, worlds=1, per_world=1, edits=1.0)
+    pool = FramePool(EpisodeStream(job, 0), EpisodeRenderer(12, 20, "cpu"), 1)
+    pool.fill(1)
+    episodes = job(0)[0]
+    changed = np.argwhere(pool._blocks[0].numpy() != episodes.blocks)
+    cells = {tuple(row) for row in episodes.edits[0][:, 1:4].tolist()}
+    assert 1 <= len(changed) and {tuple(row) for row in changed.tolist()} <= cells
+    assert pool.sample(3, np.random.default_rng(0)).shape == (3, 12, 20, 3)

@@ -47,7 +47,7 @@ def test_stage_trains_saves_evaluates_and_exports(runs, stage):
 def test_resume_continues_exactly(runs, stage, tmp_path):
     settings = {"run.steps": 4, "run.log_seconds": 0, "run.validation_worlds": 0, "optimiser.warmup": 3}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    more = {"objective.self_context": 0.5} if stage == "decmem" else {}
+    more = {"objective.self_context": 0.0} if stage == "decmem" else {}
     run_stage(f"debug_{stage}", whole, settings | more, device="cpu", init=init_of(runs, stage))
     # The same schedule, cut by a time limit after two steps.
     import decmem_env.trainers.trainer as trainer
@@ -197,3 +197,36 @@ def test_two_ranks_train_the_same_weights(runs, tmp_path):
     assert all(p.returncode == 0 for p in processes), outputs
     assert "training" in outputs[0] and "training" not in outputs[1]
     assert "2 ranks agree" in outputs[0]
+
+
+def test_latents_grow_and_keep_what_was_learnt(runs, tmp_path):
+    from decmem_env.trainers.models import load_autoencoder
+
+    settings = {"run.steps": 1, "run.validation_worlds": 0, "optimiser.lr": 0.0}
+    wider = {"autoencoder.latent_channels": 12, "autoencoder.latent_noise": 0.0}
+    run_stage("debug_autoencoder", tmp_path / "ae", settings | wider, device="cpu", init=runs["autoencoder"])
+    before, after = (load_autoencoder(f / "export") for f in (runs["autoencoder"], tmp_path / "ae"))
+    assert before.config.latent_channels == 8 and after.config.latent_channels == 12
+    z = torch.randn(2, 12, *before.config.latent_shape[1:])
+    close = torch.allclose(before.decode_float(z[:, :8]), after.decode_float(z), atol=1e-2)
+    assert close, "the decoder ignores the new channels at first"
+
+    init = tmp_path / "init"
+    shutil.copytree(runs["decmem"] / "export", init)
+    shutil.copy(tmp_path / "ae" / "export" / "autoencoder.safetensors", init)
+    run_stage("debug_decmem", tmp_path / "mem", settings, device="cpu", init=init)
+    old, new = (load_file(f / "transformer.safetensors") for f in (init, tmp_path / "mem" / "export"))
+    assert new["patch.weight"].shape[1] == 12 and new["head.weight"].shape[0] == 12
+    assert torch.allclose(old["patch.weight"], new["patch.weight"][:, :8], atol=1e-3)
+    assert (new["patch.weight"][:, 8:] == 0).all()
+
+
+def test_latents_do_not_shrink(runs, tmp_path):
+    with pytest.raises(ConfigError, match="latent_channels may grow"):
+        run_stage(
+            "debug_autoencoder",
+            tmp_path,
+            {"autoencoder.latent_channels": 4},
+            device="cpu",
+            init=runs["autoencoder"],
+        )

@@ -1,9 +1,13 @@
+import hashlib
+
 import numpy as np
 import pytest
 
+from decmem_env.conventions.actions import Action
 from decmem_env.conventions.poses import is_near
 from decmem_env.revisit.matches import match_poses
 from decmem_env.worlds import Simulator, sample_trajectories
+from decmem_env.worlds.blocks import PLACED
 from decmem_env.worlds.trajectories import KINDS
 
 
@@ -19,6 +23,32 @@ def test_poses_are_what_the_simulator_says(worlds, kind, grid):
         np.testing.assert_array_equal(simulator.step(walks.actions[:, t]), walks.poses[:, t])
     on_grid = np.abs(walks.poses[..., 4] / 15 - np.round(walks.poses[..., 4] / 15)).max() < 1e-6
     assert on_grid == grid
+
+
+def test_mixed_walks_stay_what_they_were(worlds):
+    """Training runs and scripts of earlier versions draw from the same generator."""
+    walks = sample_trajectories(worlds, 120, np.random.default_rng(5))
+    assert hashlib.sha256(walks.actions.tobytes()).hexdigest()[:16] == "0eb55ce9cfb152f0"
+    assert all(len(edits) == 0 for edits in walks.edits)
+
+
+@pytest.mark.parametrize("grid", [True, False])
+def test_edit_walks_change_blocks_and_come_back_to_them(worlds, grid):
+    walks = sample_trajectories(worlds * 4, 256, np.random.default_rng(4), kind="edit", grid=grid)
+    simulator = Simulator(worlds * 4, walks.poses[:, 0])
+    for t in range(1, 256):
+        np.testing.assert_array_equal(simulator.step(walks.actions[:, t]), walks.poses[:, t])
+    seen_again = []
+    for player, (poses, edits) in enumerate(zip(walks.poses, walks.edits, strict=True)):
+        wanted = [(e.x, e.z, e.y, e.block) for e in simulator.edits if e.player == player]
+        assert [tuple(row) for row in edits[:, 1:].tolist()] == wanted
+        assert (np.diff(edits[:, 0]) > 0).all()
+        for t in edits[:, 0]:
+            assert walks.actions[player, t, [Action.ATTACK, Action.PLACE]].max() == 1
+            seen_again.append(match_poses(poses, int(t) + 1).gap.max() >= 30)
+    assert len(seen_again) >= 16 and np.mean(seen_again) > 0.5
+    placed = np.concatenate(walks.edits)[:, 4] == PLACED
+    assert 0.2 < placed.mean() < 0.8
 
 
 def test_walks_are_reproducible_and_vary(worlds):

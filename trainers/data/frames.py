@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from decmem_env.conventions.poses import EYE_HEIGHT
 
 from .stream import Episodes, EpisodeStream
 from .voxel import EpisodeRenderer
+
+
+def _all_edited(episodes: Episodes) -> NDArray[np.uint8]:
+    """The world [X, Z, Y] after all edits of all its trajectories: single frames need no order in time.
+
+    Edits that would put a block where a camera is on its way are left out.
+    """
+    assert episodes.blocks is not None
+    if episodes.edits is None:
+        return episodes.blocks
+    blocks = episodes.blocks.copy()
+    eyes = np.floor(episodes.poses[..., :3].reshape(-1, 3) + [0.0, EYE_HEIGHT, 0.0]).astype(int)
+    taken = {(x, z, y) for x, y, z in eyes.tolist()}
+    for _, x, z, y, block in np.concatenate(episodes.edits).tolist():
+        if (x, z, y) not in taken:
+            blocks[x, z, y] = block
+    return blocks
 
 
 class FramePool:
@@ -33,7 +53,7 @@ class FramePool:
             if self._blocks is None:
                 shape = (self.capacity, *episodes.blocks.shape)
                 self._blocks = torch.empty(shape, dtype=torch.uint8, device=self.renderer.device)
-            self._blocks[slot].copy_(torch.from_numpy(episodes.blocks))
+            self._blocks[slot].copy_(torch.from_numpy(_all_edited(episodes)))
         else:
             frames = self.renderer.frames(episodes).flatten(0, 1)
             self._frames[slot : slot + 1] = [frames]

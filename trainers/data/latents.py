@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from decmem_env.conventions.actions import Action
 from decmem_env.conventions.poses import normalised_intrinsics, projective_matrices
 
 from .splice import revisit_table, sample_clip
@@ -101,6 +102,10 @@ class LatentPool:
         self.count = min(self.added, self.capacity)
         return frames.shape[0] * frames.shape[1]
 
+    def _changes(self, slot: int) -> NDArray[np.bool_]:
+        """Frames of a trajectory whose action breaks or places."""
+        return (self.actions[slot][:, [Action.ATTACK, Action.PLACE]] > 0.5).any(-1)
+
     def fill(self, trajectories: int) -> None:
         """Wait until this many trajectories are there."""
         while self.count < trajectories:
@@ -127,7 +132,9 @@ class LatentPool:
     def sample(self, count: int, frames: int, splice: float, offset: int, rng: np.random.Generator) -> ClipBatch:
         """Draw clips of `frames` frames."""
         which = rng.integers(0, self.count, count)
-        index = np.stack([sample_clip(self.tables[w], self.length, frames, splice, rng) for w in which])
+        index = np.stack(
+            [sample_clip(self.tables[w], self.length, frames, splice, rng, self._changes(w)) for w in which]
+        )
         rows = which[:, None]
         device = self.latents.device
         take = torch.from_numpy(rows * self.length + index)

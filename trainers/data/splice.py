@@ -35,7 +35,12 @@ def _piece_lengths(frames: int, pieces: int, rng: np.random.Generator) -> list[i
 
 
 def sample_clip(
-    table: NDArray[np.bool_], length: int, frames: int, splice: float, rng: np.random.Generator
+    table: NDArray[np.bool_],
+    length: int,
+    frames: int,
+    splice: float,
+    rng: np.random.Generator,
+    changes: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
     """Choose the frames of one training clip.
 
@@ -45,6 +50,8 @@ def sample_clip(
         frames: T, frames of the clip, at most L.
         splice: Probability of making the clip of two or three pieces with gaps.
         rng: Randomness.
+        changes: bool [L], frames whose action breaks or places; no gap jumps over one, or the clip would show a world
+            that changed for no reason the model can see.
 
     Returns:
         int64 [T], strictly increasing frame numbers below L. Where possible the later pieces of a splice start
@@ -65,6 +72,8 @@ def sample_clip(
     for k in range(1, len(sizes)):
         earliest = int(chosen[-1][-1]) + 2
         latest = length - sum(sizes[k:])
+        if changes is not None and (ahead := np.flatnonzero(changes[earliest - 1 : latest])).size:
+            latest = earliest - 1 + int(ahead[0])
         if latest <= earliest:
             start = latest
         else:

@@ -27,6 +27,8 @@ class Episodes:
         poses: float64 [n, L, 5].
         blocks: uint8 [X, Z, Y] of the world, or None.
         frames: uint8 [n, L, H, W, 3], or None where `blocks` are given.
+        edits: int32 [E, 5] of each trajectory, rows (t, x, z, y, block): frame t is the first to show the change; None
+            where no trajectory changes its world.
     """
 
     key: int
@@ -34,6 +36,7 @@ class Episodes:
     poses: NDArray[np.float64]
     blocks: NDArray[np.uint8] | None = None
     frames: NDArray[np.uint8] | None = None
+    edits: list[NDArray[np.int32]] | None = None
 
 
 Job = Callable[[int], list[Episodes]]

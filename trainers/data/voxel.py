@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .stream import Episodes
@@ -26,6 +27,7 @@ class VoxelJob:
         worlds: Worlds a job.
         per_world: Trajectories a world, alternately on the grid of poses and off it.
         kind: Kind of trajectory (`worlds.sample_trajectories`).
+        edits: Share of the trajectories that break and place blocks; none in validation worlds.
     """
 
     seed: int
@@ -33,6 +35,7 @@ class VoxelJob:
     worlds: int = 2
     per_world: int = 2
     kind: str = "mixed"
+    edits: float = 0.25
 
     def __call__(self, number: int) -> list[Episodes]:
         """Run job `number`; numbers from `VALIDATION_JOB` on give one validation world each."""
@@ -47,14 +50,24 @@ class VoxelJob:
         worlds = [generate_world(seed) for seed in seeds]
         actions: list[list[Any]] = [[] for _ in worlds]
         poses: list[list[Any]] = [[] for _ in worlds]
+        edits: list[list[Any]] = [[] for _ in worlds]
         for turn in range(self.per_world):
             grid = bool((turn + number) % 2)
-            walks = sample_trajectories(worlds, self.length, rng, kind=self.kind, grid=grid)
+            editing = self.edits > 0 and not validation and rng.random() < self.edits
+            kind = "edit" if editing else self.kind
+            walks = sample_trajectories(worlds, self.length, rng, kind=kind, grid=grid)
             for i in range(len(worlds)):
                 actions[i].append(np.asarray(walks.actions[i], np.float32))
                 poses[i].append(np.asarray(walks.poses[i], np.float64))
+                edits[i].append(walks.edits[i])
         return [
-            Episodes(seed, np.stack(actions[i]), np.stack(poses[i]), blocks=np.asarray(world.blocks, np.uint8))
+            Episodes(
+                seed,
+                np.stack(actions[i]),
+                np.stack(poses[i]),
+                blocks=np.asarray(world.blocks, np.uint8),
+                edits=edits[i] if any(len(made) for made in edits[i]) else None,
+            )
             for i, (seed, world) in enumerate(zip(seeds, worlds, strict=True))
         ]
 
@@ -91,7 +104,26 @@ class EpisodeRenderer:
         if episodes.frames is not None:
             return torch.from_numpy(episodes.frames).to(self.device)
         assert episodes.blocks is not None
-        blocks = torch.from_numpy(episodes.blocks)[None].to(self.device)
-        poses = torch.from_numpy(episodes.poses.reshape(-1, 5))
-        index = torch.zeros(len(poses), dtype=torch.int64)
-        return self.render(blocks, index, poses).view(n, length, self.height, self.width, 3)
+        edits = episodes.edits
+        # A copy where edits are drawn into it: on the CPU the tensor would be the episode's own memory.
+        blocks = torch.from_numpy(episodes.blocks)[None].to(self.device, copy=edits is not None)
+        if edits is None:
+            poses = torch.from_numpy(episodes.poses.reshape(-1, 5))
+            index = torch.zeros(len(poses), dtype=torch.int64)
+            return self.render(blocks, index, poses).view(n, length, self.height, self.width, 3)
+        return self._edited(blocks, torch.from_numpy(episodes.poses), edits)
+
+    def _edited(self, blocks: Tensor, poses: Tensor, edits: list[NDArray[np.int32]]) -> Tensor:
+        """Frames of trajectories [n, L, 5] that change their world [1, X, Z, Y], each for itself."""
+        from decmem_env.worlds.edited import draw_edited
+
+        n, length = poses.shape[:2]
+        frames = torch.empty((n, length, self.height, self.width, 3), dtype=torch.uint8, device=self.device)
+        for row in range(n):
+
+            def draw(start: int, stop: int, row: int = row) -> None:
+                index = torch.zeros(stop - start, dtype=torch.int64)
+                frames[row, start:stop] = self.render(blocks, index, poses[row, start:stop])
+
+            draw_edited(blocks[0], edits[row], length, draw)
+        return frames

@@ -1,0 +1,143 @@
+"""CUDA source of the Hopper kernels for given block sizes: constants, wgmma wrappers and the ``.cu`` files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+# Shared memory of a program, less room for barriers and for alignment to 1,024 bytes.
+SHARED_BYTES = 232_448 - 3_072
+
+
+class Plan(NamedTuple):
+    """How a kernel tiles a problem.
+
+    Attributes:
+        q_block: tokens of a query block.
+        kv_block: tokens of a key block.
+        dim: head channels, 64 or 128.
+        half: "bf16" or "f16".
+        sizes: key blocks have sizes of their own.
+        gradient: for the gradient of the queries instead of the forward pass.
+    """
+
+    q_block: int
+    kv_block: int
+    dim: int
+    half: str
+    sizes: bool
+    gradient: bool = False
+
+    @property
+    def warpgroups(self) -> int:
+        """Warpgroups of 64 query rows."""
+        return -(-self.q_block // 64)
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of a key block: as few as the registers of a consumer allow."""
+        most = (64 if self.gradient else 80) if self.warpgroups == 3 else (96 if self.gradient else 128)
+        return -(-self.kv_block // most)
+
+    @property
+    def piece_rows(self) -> int:
+        """Rows of a piece, a multiple of 16."""
+        return -(-self.kv_block // self.pieces // 16) * 16
+
+    @property
+    def last_columns(self) -> int:
+        """Logits columns of the last piece, a multiple of 8."""
+        return -(-(self.kv_block - (self.pieces - 1) * self.piece_rows) // 8) * 8
+
+    @property
+    def q_bytes(self) -> int:
+        """Shared memory of a query block, and of its output's gradient."""
+        return self.warpgroups * 64 * self.dim * 2 * (1 + self.gradient)
+
+    @property
+    def stages(self) -> int:
+        """Pieces of keys, and of values, in flight."""
+        return min(8, (SHARED_BYTES - self.q_bytes) // (4 * self.piece_rows * self.dim))
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory, with room for alignment."""
+        return self.q_bytes + self.stages * 4 * self.piece_rows * self.dim + 1024
+
+    @property
+    def registers(self) -> int:
+        """Registers of a consumer thread; a producer thread keeps 32."""
+        return min(240, (65536 // 128 - 32) // self.warpgroups // 8 * 8)
+
+
+def _operands(first: int, count: int) -> str:
+    return ", ".join(f"%{i}" for i in range(first, first + count))
+
+
+def _logits(columns: int, half: str) -> str:
+    """S += Q K^T of 16 channels: 64 queries by ``columns`` keys, both in shared memory."""
+    n = columns // 2
+    outputs = ", ".join(f'"+f"(s[{i}])' for i in range(n))
+    return f"""template <> struct Logits<{columns}> {{
+    template <int M> static __device__ __forceinline__ void multiply(float (&s)[M], u64 a, u64 b, int add) {{
+        asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{n + 2}, 0;\\n"
+            "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{half}.{half} {{{_operands(0, n)}}}, %{n}, %{n + 1}, "
+            "p, 1, 1, 0, 0;\\n}}" : {outputs} : "l"(a), "l"(b), "r"(add));
+    }}
+}};
+"""
+
+
+def _values(dim: int, half: str) -> str:
+    """O += P V of 16 keys: 64 queries by ``dim`` channels, P in registers."""
+    n = dim // 2
+    outputs = ", ".join(f'"+f"(o[{i}])' for i in range(n))
+    return f"""struct Values {{
+    static __device__ __forceinline__ void multiply(float (&o)[{n}], const u32* p, u64 b) {{
+        asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, 1, 0;\\n"
+            "wgmma.mma_async.sync.aligned.m64n{dim}k16.f32.{half}.{half} {{{_operands(0, n)}}}, "
+            "{{{_operands(n, 4)}}}, %{n + 4}, p, 1, 1, 1;\\n}}"
+            : {outputs} : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b));
+    }}
+}};
+"""
+
+
+def constants(plan: Plan) -> str:
+    """The definitions that ``hopper_common.cu`` asks for."""
+    values = {
+        "Q_BLOCK": plan.q_block,
+        "KV_BLOCK": plan.kv_block,
+        "HEAD_DIM": plan.dim,
+        "WARPGROUPS": plan.warpgroups,
+        "SUBS": plan.pieces,
+        "SUB_ROWS": plan.piece_rows,
+        "LAST_COLUMNS": plan.last_columns,
+        "STAGES": plan.stages,
+        "CONSUMER_REGISTERS": plan.registers,
+        "HAS_SIZES": int(plan.sizes),
+        "GRADIENT": int(plan.gradient),
+        "HALF_TO_BITS": '"cvt.rn.bf16x2.f32"' if plan.half == "bf16" else '"cvt.rn.f16x2.f32"',
+    }
+    return "".join(f"#define {name} {value}\n" for name, value in values.items())
+
+
+def kernel_file(plan: Plan) -> str:
+    """Name of the file with the kernels of a plan."""
+    return "hopper_query_gradient.cu" if plan.gradient else "hopper_forward.cu"
+
+
+def source(plan: Plan) -> str:
+    """Complete CUDA source of a plan's kernels, which includes no headers."""
+    folder = Path(__file__).parent
+    columns = {plan.last_columns, *([plan.piece_rows] if plan.pieces > 1 else [])}
+    return "\n".join(
+        [
+            constants(plan),
+            (folder / "hopper_instructions.cu").read_text(encoding="utf-8"),
+            *(_logits(n, plan.half) for n in sorted(columns)),
+            _values(plan.dim, plan.half),
+            (folder / "hopper_common.cu").read_text(encoding="utf-8"),
+            (folder / kernel_file(plan)).read_text(encoding="utf-8"),
+        ]
+    )

@@ -1,0 +1,127 @@
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from decmem_env.conventions.actions import Action
+from decmem_env.conventions.poses import is_exact, is_near
+from decmem_env.revisit import Contender
+from decmem_env.revisit.edit_scripts import KINDS, UNSEEN, build_edit_scripts
+from decmem_env.revisit.edit_sheet import edit_sheet
+from decmem_env.revisit.edits import EditTruth, edit_records, edit_table, evaluate_edits
+from decmem_env.worlds import Renderer, Simulator, generate_world
+from decmem_env.worlds.blocks import AIR, PLACED
+
+HEIGHT, WIDTH = 48, 80
+
+
+@pytest.fixture(scope="module")
+def world():
+    return generate_world(7_000_001)
+
+
+@pytest.fixture(scope="module")
+def scripts(world):
+    return build_edit_scripts(world, 2)
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    return Renderer(HEIGHT, WIDTH, samples=1)
+
+
+@pytest.fixture(scope="module")
+def truth(world, scripts, renderer):
+    return EditTruth(scripts, {world.seed: torch.from_numpy(world.blocks)}, renderer)
+
+
+class Player:
+    """Plays back, for each script, one of the truths, or stands still at the edit; known by the noise seed."""
+
+    def __init__(self, answers, context):
+        self.answers, self.context, self.device, self.autoencoder = answers, context, "cpu", self
+        self.time = 0
+
+    def encode(self, frames):
+        return frames
+
+    decode = encode
+
+    def start(self, seed=0, memory="memory", steps=None):
+        session = partial(self.answers.__getitem__, seed)
+        session.time = 0
+        session.stats = {"evicted_frames": 0}
+        session.observe = lambda frames, actions, poses: setattr(session, "time", len(frames))
+        session.close = lambda: None
+        return session
+
+    def step(self, sessions, actions, poses):
+        made = np.stack([session()[session.time].numpy() for session in sessions])[:, None]
+        for session in sessions:
+            session.time += 1
+        return made
+
+
+def run(world, scripts, renderer, frames):
+    answers = {item.script.noise_seed: frames[row] for row, item in enumerate(scripts)}
+    contenders = [Contender("memory", Player(answers, 100), "memory")]
+    blocks = {world.seed: torch.from_numpy(world.blocks)}
+    outcome = evaluate_edits(scripts, blocks, renderer, contenders, sessions_per_batch=3)
+    return outcome, {item["name"]: item for item in edit_records(outcome, device="cpu")}
+
+
+def test_scripts_edit_once_leave_and_return(world, scripts):
+    assert [item.script.kind for item in scripts] == [kind for kind in KINDS for _ in range(2)]
+    assert len({item.script.noise_seed for item in scripts}) == 4
+    for item in scripts:
+        script = item.script
+        assert script.context < item.time < item.returned < len(script.poses) and not script.actions[0].any()
+        entry = Action.PLACE if script.kind == "place" else Action.ATTACK
+        assert np.flatnonzero(script.actions[:, [Action.PLACE, Action.ATTACK]].any(1)).tolist() == [item.time]
+        assert script.actions[item.time, entry] == 1 and item.edit[0, 4] == (PLACED if script.kind == "place" else AIR)
+        same = is_near if item.near else is_exact
+        assert same(script.poses[item.time], script.poses[item.returned : item.returned + 1])[0]
+        player = Simulator([world], script.poses[:1])
+        for action, pose in zip(script.actions[1:], script.poses[1:], strict=True):
+            np.testing.assert_allclose(player.step(action[None])[0], pose, atol=1e-9)
+        assert [tuple(edit)[1:] for edit in player.edits] == [tuple(item.edit[0, [1, 3, 2, 4]].tolist())]
+    again = build_edit_scripts(world, 2)
+    assert all(np.array_equal(a.script.poses, b.script.poses) for a, b in zip(scripts, again, strict=True))
+
+
+def test_truth_differs_where_the_edit_is_seen(scripts, truth):
+    for row, item in enumerate(scripts):
+        pixels = truth.changed[row].flatten(1).sum(1)
+        assert not pixels[: item.time].any() and pixels[item.time] > 0 and pixels[item.returned] > 0
+        assert (pixels[item.time : item.returned] == 0).sum() >= UNSEEN
+        assert torch.equal(truth.rgb[row, : item.time], truth.plain[row, : item.time])
+
+
+def test_the_truth_is_right_and_an_unchanged_world_is_wrong(world, scripts, renderer, truth):
+    outcome, found = run(world, scripts, renderer, truth.rgb)
+    assert outcome.left_out < 2 and len(outcome.returns["memory"]) == 4 - outcome.left_out
+    for kind in KINDS:
+        item = found[f"edits.{kind}.memory.right_percent"]
+        assert item["value"] == 100.0 and item["bar"] == 80.0 and item["met"] is None  # too few for a verdict
+        assert item["details"]["valid"] and item["details"]["right_at_once_percent"] in (100.0, None)
+        assert found[f"edits.{kind}.bound.right_percent"]["value"] == 100.0
+    assert outcome.returns["memory"].unseen.min() >= UNSEEN and outcome.returns["memory"].pixels.min() >= 40
+    json.dumps(list(found.values()), allow_nan=False)
+    assert edit_sheet(outcome).dtype == np.uint8
+
+    outcome, found = run(world, scripts, renderer, truth.plain)
+    assert all(found[f"edits.{kind}.memory.right_percent"]["value"] == 0.0 for kind in KINDS)
+    assert found["edits.place.memory.right_percent"]["details"]["right_at_once_percent"] == 0.0
+    assert "place" in edit_table(list(found.values()))
+
+
+def test_a_frozen_camera_is_refused(world, scripts, renderer, truth):
+    still = truth.rgb.clone()
+    for row, item in enumerate(scripts):
+        still[row, item.time :] = truth.rgb[row, item.time]
+    _, found = run(world, scripts, renderer, still)
+    item = found["edits.place.memory.right_percent"]
+    assert item["details"]["moved"] == 0.0 and not item["details"]["valid"]
+    assert "not valid" in edit_table(list(found.values()))

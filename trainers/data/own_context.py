@@ -1,0 +1,89 @@
+"""Clips that stay for several steps while their later context turns into the model's own frames.
+
+Trained on true context alone, a world model drifts on its own frames. Rolling out in training is sequential and slow.
+Here every training pass gives, as a by-product, the one-step prediction of the frames that it saw as pure noise; those
+take the place of the true frames in the clip's context, so the next pass predicts from them, and so on: after r rounds
+a frame's context is up to r generations of the model's own frames (a Jacobi iteration towards the free-running
+rollout), at no extra pass. The targets stay the true frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .latents import ClipBatch
+
+
+@dataclass
+class TurningClips:
+    """A batch of clips and its context so far.
+
+    Attributes:
+        batch: True latents, actions, cameras.
+        context: [B, T, C, h, w], the true latents with the model's own in some places.
+        own: bool [B, T], places that may turn.
+        rounds: Passes so far.
+    """
+
+    batch: ClipBatch
+    context: Tensor
+    own: Tensor
+    rounds: int = 0
+
+    @torch.no_grad()
+    def take(self, predicted: Tensor, valid: Tensor) -> None:
+        """Put predictions [B, T, C, h, w] into the context where `valid` [B, T] and the place may turn."""
+        chosen = (self.own & valid)[..., None, None, None]
+        self.context = torch.where(chosen, predicted.to(self.context.dtype), self.context)
+
+
+def own_places(rows: int, frames: int, share: float, device: torch.device) -> Tensor:
+    """Which places of a clip's context may turn: in a share of rows, all from a random frame on.
+
+    Args:
+        rows: B.
+        frames: T.
+        share: Of rows that turn at all.
+        device: Where.
+
+    Returns:
+        bool [B, T]; the first sixth of a clip always stays true.
+    """
+    first = torch.randint(max(1, frames // 6), max(2, frames), (rows, 1), device=device)
+    first = torch.where(torch.rand(rows, 1, device=device) < share, first, frames)
+    return torch.arange(frames, device=device)[None] >= first
+
+
+class ClipRing:
+    """Groups of clips used in turn, each for a number of rounds; their ages are staggered.
+
+    Args:
+        sample: Draws a new batch.
+        groups: Groups kept, so that consecutive steps see different clips.
+        rounds: Passes of each batch.
+        share: Of rows that turn.
+    """
+
+    def __init__(self, sample: Callable[[], ClipBatch], groups: int, rounds: int, share: float) -> None:
+        self._sample, self._rounds, self._share = sample, rounds, share
+        self._groups: list[TurningClips | None] = [None] * groups
+        self._at = 0
+
+    def next(self) -> TurningClips:
+        """The clips of the next step, with one round more on their count."""
+        slot = self._at % len(self._groups)
+        clips = self._groups[slot]
+        if clips is None or clips.rounds >= self._rounds:
+            # The first batches count as older than they are, so that ages differ from then on.
+            age = slot % self._rounds if clips is None else 0
+            batch = self._sample()
+            rows, frames = batch.latents.shape[:2]
+            own = own_places(rows, frames, self._share, batch.latents.device)
+            clips = self._groups[slot] = TurningClips(batch, batch.latents, own, age)
+        self._at += 1
+        clips.rounds += 1
+        return clips
