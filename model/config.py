@@ -31,7 +31,7 @@ class ModelConfig:
         temporal_channels: Head channels under temporal rotary (even).
         ffn_width: Hidden channels of the feed-forward network.
         blocks_per_frame: Memory blocks of a latent frame (the paper's M = 6).
-        block_tile: Rows and columns of tokens in a block; None for runs of tokens in raster order, as equal as can be.
+        block_tile: Rows and columns of tokens in a block; None for runs of tokens in raster order, the last shorter.
         patch: Latent rows and columns of a token.
         chunk: Latent frames that are denoised together; they see each other, and the frames of earlier chunks.
         window: Latent frames before the current chunk that the local memory sees (the paper's w = 8).
@@ -104,6 +104,10 @@ class ModelConfig:
             raise ValueError(f"patch {self.patch} does not divide latents of {self.latent_height}x{self.latent_width}")
         if self.block_tile is not None:
             self._check_tile(*self.block_tile)
+        elif self.padding >= self.block_tokens:
+            raise ValueError(
+                f"{self.grid[0] * self.grid[1]} tokens a frame leave one of {self.blocks_per_frame} blocks empty"
+            )
         if self.gate == "sigmoid" and not 0.0 < self.gate_init < 1.0:
             raise ValueError(f"gate_init is {self.gate_init}: expected a value between 0 and 1")
         if self.shift <= 0.0:
@@ -154,31 +158,29 @@ class ModelConfig:
         return self.latent_height // self.patch, self.latent_width // self.patch
 
     @property
-    def block_sizes(self) -> tuple[int, ...]:
-        """Tokens of each block of a frame: 147, 147, 146, 147, 147, 146 at 880 tokens in 6 blocks."""
-        count, blocks = self.grid[0] * self.grid[1], self.blocks_per_frame
-        edges = [-(-count * i // blocks) for i in range(blocks + 1)]
-        return tuple(b - a for a, b in zip(edges[:-1], edges[1:], strict=True))
-
-    @property
     def block_tokens(self) -> int:
-        """Places for tokens in a memory block; blocks with fewer tokens repeat their last one, which nobody sees."""
-        return max(self.block_sizes)
-
-    @property
-    def ragged(self) -> bool:
-        """Whether some blocks have a place without a token."""
-        return len(set(self.block_sizes)) > 1
+        """Places for tokens in a memory block: 147 where 880 tokens fill 6 blocks."""
+        return -(-self.grid[0] * self.grid[1] // self.blocks_per_frame)
 
     @property
     def tokens(self) -> int:
-        """Places for tokens in a latent frame (its tokens, where blocks are equal)."""
+        """Places for tokens in a latent frame: 882 for 880 tokens in 6 blocks."""
         return self.block_tokens * self.blocks_per_frame
+
+    @property
+    def padding(self) -> int:
+        """Places at the end of a latent frame that repeat its last token; no key there is ever seen."""
+        return self.tokens - self.grid[0] * self.grid[1]
 
     @property
     def patch_channels(self) -> int:
         """Latent values of a token."""
         return self.latent_channels * self.patch**2
+
+    @property
+    def action_channels(self) -> int:
+        """Numbers that say how a latent frame came about: the actions of its video frames, one after the other."""
+        return self.action_dim * self.frames_per_latent
 
     @property
     def frames_per_latent(self) -> int:
@@ -289,7 +291,7 @@ def wan_1_3b() -> ModelConfig:
 
 
 def wan_debug() -> ModelConfig:
-    """`wan-1.3b` at the size of a test: 64x80 frames, 20 tokens a latent frame in blocks of 4 and 3."""
+    """`wan-1.3b` at the size of a test: 64x112 frames, 28 tokens a latent frame in blocks of 5 and 3."""
     return wan_1_3b().with_overrides(
         name="wan-debug",
         width=64,
@@ -302,7 +304,7 @@ def wan_debug() -> ModelConfig:
         top_k=8,
         steps=2,
         guidance=5.0,
-        autoencoder=WanAutoencoderConfig(height=64, width=80),
+        autoencoder=WanAutoencoderConfig(height=64, width=112),
     )
 
 
