@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import TinyAutoencoder
+from .autoencoders import Autoencoder, build_autoencoder, place
 from .config import ModelConfig, debug
 from .hub import KNOWN
 from .transformer import WorldTransformer
@@ -39,14 +39,14 @@ class Checkpoint:
         sha256: Of its weights and config.
         config: Sizes.
         transformer: fp32.
-        autoencoder: fp32.
+        autoencoder: fp32; Wan's bf16 on CUDA.
     """
 
     name: str
     sha256: str
     config: ModelConfig
     transformer: WorldTransformer
-    autoencoder: TinyAutoencoder
+    autoencoder: Autoencoder
 
 
 def bundled() -> list[str]:
@@ -172,23 +172,23 @@ def _load(name: str, folder: Path | None, stamp: tuple[tuple[int, int], ...], de
             config = ModelConfig.from_json((folder / CONFIG).read_text())
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{folder / CONFIG}: {error}") from None
-        transformer, autoencoder = WorldTransformer(config), TinyAutoencoder(config.autoencoder)
+        transformer, autoencoder = WorldTransformer(config), build_autoencoder(config.autoencoder)
         _fill(transformer, _read(folder / TRANSFORMER), folder / TRANSFORMER)
         _fill(autoencoder, _read(folder / AUTOENCODER), folder / AUTOENCODER)
         digest = hashlib.sha256()
         for file in FILES:
             digest.update((folder / file).read_bytes())
-    for module in (transformer, autoencoder):
-        module.eval().requires_grad_(False).to(device)
+    transformer.eval().requires_grad_(False).to(device)
+    place(autoencoder, device)
     return Checkpoint(name, digest.hexdigest(), config, transformer, autoencoder)
 
 
-def _random() -> tuple[ModelConfig, WorldTransformer, TinyAutoencoder]:
+def _random() -> tuple[ModelConfig, WorldTransformer, Autoencoder]:
     """The `debug` preset: seeded weights in which every input matters, also those that start at zero in training."""
     config = debug()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        transformer, autoencoder = WorldTransformer(config), TinyAutoencoder(config.autoencoder)
+        transformer, autoencoder = WorldTransformer(config), build_autoencoder(config.autoencoder)
         nn.init.normal_(transformer.head.weight, std=config.width**-0.5)
         for block in transformer.blocks:
             if block.attention.gate is not None:  # type: ignore[union-attr]

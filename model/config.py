@@ -304,7 +304,7 @@ def wan_debug() -> ModelConfig:
         top_k=8,
         steps=2,
         guidance=5.0,
-        autoencoder=WanAutoencoderConfig(height=64, width=112),
+        autoencoder=WanAutoencoderConfig(height=64, width=112, base_width=8),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .autoencoder import TinyAutoencoder
+from .autoencoders import build_autoencoder
 from .checkpoint import AUTOENCODER, CONFIG, TRANSFORMER, replacing
 from .config import ModelConfig
 from .formats import bare_names
@@ -57,7 +57,7 @@ def convert(
         (fresh / CONFIG).write_text(config.to_json())
         write_safetensors(fresh / TRANSFORMER, layout, reader(plan, config), origin, progress)
         with torch.device("meta"):
-            shapes = {n: tuple(t.shape) for n, t in TinyAutoencoder(config.autoencoder).state_dict().items()}
+            shapes = {n: tuple(t.shape) for n, t in build_autoencoder(config.autoencoder).state_dict().items()}
         match = match_names(bare_names(beside.tensors).clean, beside.tensors, shapes)
         if not match.complete:
             raise CheckpointError(f"{beside.path} does not fit the autoencoder of this preset: {match.summary}")

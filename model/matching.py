@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from . import wan_vae_keys
 from .formats import family_of
 from .wan_keys import is_text, to_native
 from .weight_files import TensorInfo
@@ -176,6 +177,8 @@ def _known(bare: str, family: str, targets: Mapping[str, Shape]) -> tuple[str | 
     if bare in targets:
         # `blocks.0.modulation` is called the same in Wan; `head.weight` is ours alone.
         return bare, "name" if family not in ("wan", "diffusers") else family, False
+    if family == "wan-vae":
+        return wan_vae_keys.to_native(bare), "wan", False
     name = to_native(bare) if family in ("wan", "diffusers") else None
     return name, _how(family), name is not None and is_text(name)
 

@@ -48,6 +48,11 @@ class WanAutoencoder(WanVAE):
         for name, values in (("mean", MEAN), ("deviation", DEVIATION)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
+    def use_bf16(self) -> None:
+        """Weights in bf16; the constants of the normalisation stay in fp32."""
+        for weight in self.parameters():
+            weight.data = weight.data.to(torch.bfloat16)
+
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""

@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+from decmem_env.model import checkpoint
+from decmem_env.model.config import preset
+from decmem_env.model.conversion import convert
+from decmem_env.model.importing import plan_import
+from decmem_env.model.transformer import WorldTransformer
 from decmem_env.model.wan_autoencoder import WanAutoencoder
 from decmem_env.model.wan_files import load_wan_autoencoder
 from decmem_env.model.wan_size import WanAutoencoderConfig
@@ -69,6 +74,24 @@ def test_loads_both_layouts(autoencoder, tmp_path):
     half = load_wan_autoencoder(tmp_path, SIZE, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16 and half.mean.dtype == torch.float32
     assert float((half.encode(frames) - expected).norm() / expected.norm()) < 0.05
+
+
+def test_conversion_makes_a_checkpoint_with_it(tmp_path):
+    config = preset("wan-debug")
+    torch.manual_seed(1)
+    whole = WanAutoencoder(config.autoencoder).eval().requires_grad_(False)
+    state = whole.state_dict()
+    torch.save({name: state[to_native(name)] for name in original_names()}, tmp_path / "Wan2.1_VAE.pth")
+    transformer = {name: tensor.contiguous() for name, tensor in WorldTransformer(config).state_dict().items()}
+    save_file(transformer, tmp_path / "model.safetensors")
+    convert(plan_import(tmp_path / "model.safetensors", config), tmp_path / "out", config)
+    loaded = checkpoint.load(str(tmp_path / "out"), torch.device("cpu"))
+    assert isinstance(loaded.autoencoder, WanAutoencoder) and loaded.config == config
+    frames = torch.randint(0, 256, (5, 64, 112, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    assert torch.equal(loaded.autoencoder.encode(frames), whole.encode(frames))
+    checkpoint.save(tmp_path / "again", config, loaded.transformer, loaded.autoencoder)
+    again = checkpoint.load(str(tmp_path / "again"), torch.device("cpu")).autoencoder
+    assert torch.equal(again.quant_conv.weight, whole.quant_conv.weight.half().float())
 
 
 def test_refuses_what_does_not_fit(autoencoder, tmp_path):
