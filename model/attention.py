@@ -94,8 +94,23 @@ def history_limit(frames: int, blocks: int, skip: int, chunk: int, device: torch
     return limit.repeat(2).repeat_interleave(blocks).to(torch.int32)[None]
 
 
-def frame_attention(q: Tensor, k: Tensor, v: Tensor, lists: FrameLists, tokens: int) -> tuple[Tensor, Tensor]:
-    """Attention over listed frames: q [B, H, Q * N, D], k and v [B, H, K * N, D].
+@lru_cache(maxsize=32)
+def key_sizes(config: ModelConfig, frames: int, tile: int, device: torch.device) -> Tensor | None:
+    """Real keys of each run of `tile` places in a sequence of whole frames, int32 [frames * N / tile].
+
+    None where frames are not padded. The padding must be less than a tile.
+    """
+    if not config.padding:
+        return None
+    sizes = torch.full((frames, config.tokens // tile), tile, dtype=torch.int32)
+    sizes[:, -1] -= config.padding
+    return sizes.flatten().to(device)
+
+
+def frame_attention(
+    q: Tensor, k: Tensor, v: Tensor, lists: FrameLists, tokens: int, sizes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Attention over listed frames: q [B, H, Q * N, D], k and v [B, H, K * N, D]; `sizes` from `key_sizes`.
 
     Returns:
         (output like q, log-sum-exp fp32 [B, H, Q * N]).
@@ -108,9 +123,21 @@ def frame_attention(q: Tensor, k: Tensor, v: Tensor, lists: FrameLists, tokens: 
         lists.counts,
         q_block=tokens,
         kv_block=tokens,
+        kv_sizes=sizes,
         inverse=InverseLists(lists.offsets, lists.entries),
         return_lse=True,
     )
+
+
+def block_means(x: Tensor, config: ModelConfig) -> Tensor:
+    """Mean query or key of every block over its real tokens: [B, H, T * N, D] to fp32 [B, H, T * M, D]."""
+    means = pool_blocks(x, config.block_tokens)
+    if not config.padding:
+        return means
+    size, spare = config.block_tokens, config.padding
+    last = x.detach().unflatten(2, (-1, config.tokens))[:, :, :, -size:-spare].mean(3, dtype=torch.float32)
+    means = means.unflatten(2, (-1, config.blocks_per_frame))
+    return torch.cat([means[:, :, :, :-1], last[:, :, :, None]], 3).flatten(2, 3)
 
 
 def retrieve(q: Tensor, k: Tensor, limit: Tensor, config: ModelConfig) -> BlockLists:
@@ -125,9 +152,8 @@ def retrieve(q: Tensor, k: Tensor, limit: Tensor, config: ModelConfig) -> BlockL
     Returns:
         The lists, ascending.
     """
-    size = config.block_tokens
     with torch.no_grad():
-        lists, counts = select_blocks(pool_blocks(q, size), pool_blocks(k, size), config.top_k, limit)
+        lists, counts = select_blocks(block_means(q, config), block_means(k, config), config.top_k, limit)
     return BlockLists(lists, counts)
 
 

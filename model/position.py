@@ -11,6 +11,17 @@ P~ is the lifted projection of the frame's camera (PRoPE); R rotates forward, so
 through R(j - i). Only relative quantities enter. The maths runs in fp32: P~ is not orthogonal, and products in 16 bit
 lose the difference of two large translations.
 
+Two layouts split a head's channels. `split` holds camera, x, y and time one after the other, each with a full range of
+frequencies. `wan` keeps the pretrained backbone: time, rows and columns lie as Wan has them, at its frequencies; the
+camera takes the slowest pairs of each axis, which hardly turn within a clip; values know no patch position there, as in
+Wan (its weights were trained so), only the camera.
+
+| `wan`, 128 channels | kept rotary channels | given to the camera |
+|---------------------|----------------------|---------------------|
+| time, 44            | 0-27                 | 28-43               |
+| rows, 42            | 44-77                | 78-85               |
+| columns, 42         | 86-119               | 120-127             |
+
 Shapes: B batch, F frames, N tokens of a frame, H heads, D head channels.
 """
 
@@ -43,26 +54,47 @@ class Positions(NamedTuple):
 
 
 def token_order(config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
-    """Raster index of each token in storage order, int64 [N]: block after block, so that a block is contiguous."""
+    """Raster index of each place in storage order, int64 [N]: block after block, so that a block is contiguous."""
+    height, width = config.grid
+    raster = torch.arange(height * width, device=device)
+    if config.block_tile is None:
+        return torch.cat([raster, raster[-1:].expand(config.padding)])
     rows, columns = config.block_tile
-    raster = torch.arange(config.tokens, device=device).view(config.latent_height, config.latent_width)
-    tiles = raster.view(config.latent_height // rows, rows, config.latent_width // columns, columns)
+    tiles = raster.view(height // rows, rows, width // columns, columns)
     return tiles.permute(0, 2, 1, 3).reshape(-1)
+
+
+def channel_order(config: ModelConfig) -> Tensor | None:
+    """The stored head channel of each channel of camera, x, y and time, int64 [D]; None where they are stored so."""
+    if config.layout == "split":
+        return None
+    quarter, axis = config.camera_channels // 4, config.head_dim // 6 * 2
+    start = config.head_dim - 2 * axis
+    time, rows, columns = torch.arange(config.head_dim).split([start, axis, axis])
+    kept, slow = config.temporal_channels, axis - quarter
+    return torch.cat([time[kept:], rows[slow:], columns[slow:], columns[:slow], rows[:slow], time[:kept]])
+
+
+def _frequencies(base: float, kept: int, of: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """The fastest `kept` of `of` rotary frequencies."""
+    return base ** (-torch.arange(kept, device=device, dtype=dtype) / of)
 
 
 def spatial_angles(config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
     """Rotary angles of the patch grid in storage order, fp32 [N, spatial_channels / 2], x half then y half (eq. 10)."""
     pairs = config.spatial_channels // 4
-    frequency = config.spatial_base ** (-torch.arange(pairs, device=device, dtype=torch.float32) / pairs)
+    whole, dtype = (pairs, torch.float32) if config.layout == "split" else (config.head_dim // 6, torch.float64)
+    frequency = _frequencies(config.spatial_base, pairs, whole, dtype, device)
     order = token_order(config, device)
-    x, y = order % config.latent_width, order // config.latent_width
-    return torch.cat([x[:, None] * frequency, y[:, None] * frequency], -1)
+    x, y = order % config.grid[1], order // config.grid[1]
+    return torch.cat([x[:, None] * frequency, y[:, None] * frequency], -1).float()
 
 
 def temporal_angles(config: ModelConfig, frame_index: Tensor) -> Tensor:
     """Rotary angles of time, fp32 [..., temporal_channels / 2]; computed in fp64, so that hours stay exact (eq. 11)."""
     pairs = config.temporal_channels // 2
-    frequency = config.temporal_base ** (-torch.arange(pairs, device=frame_index.device, dtype=torch.float64) / pairs)
+    whole = pairs if config.layout == "split" else config.head_dim // 2 - config.head_dim // 6 * 2
+    frequency = _frequencies(config.temporal_base, pairs, whole, torch.float64, frame_index.device)
     angle = frame_index[..., None].double() * frequency
     return (angle % (2 * torch.pi)).float()
 
@@ -111,7 +143,7 @@ def transform(x: Tensor, kind: str, where: Positions, config: ModelConfig) -> Te
     """Position-encode one tensor.
 
     Args:
-        x: [B, F, N, H, D].
+        x: [B, F, N, H, D], channels in the order of `channel_order`.
         kind: `query`, `key`, `value` or `output`.
         where: Of the F frames.
         config: Split of the head channels.
@@ -122,17 +154,22 @@ def transform(x: Tensor, kind: str, where: Positions, config: ModelConfig) -> Te
     camera, spatial = config.camera_channels, config.spatial_channels
     full = x.float()
     matrix = {"query": where.query, "key": where.key, "value": where.key, "output": where.output}[kind]
-    projected = _project(full[..., :camera].unflatten(-1, (-1, 4)), matrix).flatten(-2)
-    timed = kind in ("query", "key")
-    rotary = full[..., camera:] if timed else full[..., camera : camera + spatial]
-    pairs = rotary.shape[-1] // 2
-    rotated = _rotate(rotary, where.cos[..., :pairs], where.sin[..., :pairs], -1.0 if kind == "output" else 1.0)
-    parts = [projected, rotated] if timed else [projected, rotated, full[..., camera + spatial :]]
+    if kind in ("query", "key"):
+        end = full.shape[-1]
+    else:
+        end = camera + (spatial if config.layout == "split" else 0)
+    parts = []
+    if camera:
+        parts.append(_project(full[..., :camera].unflatten(-1, (-1, 4)), matrix).flatten(-2))
+    if end > camera:
+        pairs, sign = (end - camera) // 2, -1.0 if kind == "output" else 1.0
+        parts.append(_rotate(full[..., camera:end], where.cos[..., :pairs], where.sin[..., :pairs], sign))
+    parts.append(full[..., end:])
     return torch.cat(parts, -1).to(x.dtype)
 
 
 class FrameMatrices(NamedTuple):
-    """The same transforms as matrices, for inference: few, large operations instead of many small ones.
+    """The same transforms as matrices, for inference with `split`: few, large operations, not many small ones.
 
     A row x of D channels becomes `(x @ m)[:D] * cos + (x @ m)[D:] * sin`: `m` is the camera and time part beside the
     quarter turn of the patch rotary, whose angles differ from token to token.

@@ -1,11 +1,13 @@
 """The diffusion transformer: Wan-style blocks whose self-attention is DecMem's decoupled memory.
 
-Block: modulated LayerNorm -> decoupled attention -> gated residual; modulated LayerNorm -> FFN -> gated residual. The
-six modulation vectors are a projection of the flow time shared by all blocks plus a table per block; q and k pass an
-RMS norm over all heads together; actions are embedded and added to the tokens before the first block (DecMem section
-3).
+Block: modulated LayerNorm -> decoupled attention -> gated residual; (attention to a fixed text, where a model keeps
+one from its backbone;) modulated LayerNorm -> FFN -> gated residual. The residual stream, norms and modulation are
+fp32. The six modulation vectors are a projection of the flow time shared by all blocks plus a table per block; q and k
+pass an RMS norm over all heads together; actions are embedded and added to the tokens before the first block (DecMem
+section 3).
 
-Shapes: B batch, T latent frames, F frames in a pass, N tokens of a frame, W width, H heads, D head channels, C latent
+Shapes: B batch, T latent frames, F frames in a pass, N places for tokens of a frame (some models repeat the last token
+to fill the last memory block; those keys are never seen), W width, H heads, D head channels, C latent
 channels.
 """
 
@@ -27,11 +29,13 @@ from .attention import (
     dense_lists,
     frame_attention,
     history_limit,
+    key_sizes,
     retrieve,
     window_lists,
 )
 from .config import ModelConfig
-from .position import Positions, positions, spatial_angles, token_order, transform
+from .layers import CrossAttention, RMSNorm
+from .position import Positions, channel_order, positions, spatial_angles, token_order, transform
 
 TIME_CHANNELS = 256
 
@@ -42,10 +46,14 @@ class Sequence(NamedTuple):
     Attributes:
         window: Lists of the local memory (or of dense attention).
         limit: Blocks each query block may retrieve.
+        frame_sizes: Real keys of each frame, None where all places hold tokens.
+        block_sizes: Real keys of each clean block.
     """
 
     window: FrameLists
     limit: Tensor
+    frame_sizes: Tensor | None
+    block_sizes: Tensor | None
 
 
 def time_features(time: Tensor) -> Tensor:
@@ -56,21 +64,11 @@ def time_features(time: Tensor) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], -1).float()
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, in fp32."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise [..., width]; the dtype stays."""
-        full = x.float()
-        return (full * torch.rsqrt(full.square().mean(-1, keepdim=True) + 1e-6) * self.weight).to(x.dtype)
-
-
 class DecoupledMemoryAttention(nn.Module):
-    """Shared q, k, v; the branches are attended by the caller's lists; per-channel sigmoid gate (DecMem 4.3)."""
+    """Shared q, k, v; the branches are attended by the caller's lists; per-channel gate (DecMem 4.3)."""
+
+    channels: Tensor
+    stored: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -82,16 +80,26 @@ class DecoupledMemoryAttention(nn.Module):
         self.gate = nn.Linear(config.width, inner) if config.fusion == "gated" else None
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)
-            nn.init.constant_(self.gate.bias, math.log(config.gate_init / (1.0 - config.gate_init)))
+            linear = config.gate == "linear"
+            start = config.gate_init if linear else math.log(config.gate_init / (1.0 - config.gate_init))
+            nn.init.constant_(self.gate.bias, start)
+        order = channel_order(config)
+        self.reordered = order is not None
+        if order is not None:
+            self.register_buffer("channels", order, persistent=False)
+            self.register_buffer("stored", torch.argsort(order), persistent=False)
 
     def project(self, x: Tensor, where: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """Position-encoded q, k, v, each [B, H, F * N, D], from normed tokens [B, F, N, W]."""
         cfg = self.config
         q, k, v = self.qkv(x).chunk(3, -1)
         shape = (*x.shape[:3], cfg.heads, cfg.head_dim)
-        q = transform(self.norm_q(q).view(shape), "query", where, cfg)
-        k = transform(self.norm_k(k).view(shape), "key", where, cfg)
-        v = transform(v.reshape(shape), "value", where, cfg)
+        q, k, v = self.norm_q(q).view(shape), self.norm_k(k).view(shape), v.reshape(shape)
+        if self.reordered:
+            q, k, v = (t[..., self.channels] for t in (q, k, v))
+        q = transform(q, "query", where, cfg)
+        k = transform(k, "key", where, cfg)
+        v = transform(v, "value", where, cfg)
         return tuple(t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # type: ignore[return-value]
 
     def merge(self, x: Tensor, local: Tensor, retrieved: Tensor | None, where: Positions) -> Tensor:
@@ -103,12 +111,18 @@ class DecoupledMemoryAttention(nn.Module):
             retrieved: SGM output, or None where there is no second branch.
             where: Positions of the F frames.
         """
-        shape = x.shape[:3]
-        result = transform(local.transpose(1, 2).unflatten(1, shape[1:]), "output", where, self.config).flatten(-2)
+        result = self._output(local, where, x.shape[1:3])
         if retrieved is not None and self.gate is not None:
-            memory = transform(retrieved.transpose(1, 2).unflatten(1, shape[1:]), "output", where, self.config)
-            result = result + torch.sigmoid(self.gate(x)) * memory.flatten(-2)
+            opened = self.gate(x)
+            if self.config.gate == "sigmoid":
+                opened = torch.sigmoid(opened)
+            result = result + opened * self._output(retrieved, where, x.shape[1:3])
         return self.out(result)
+
+    def _output(self, branch: Tensor, where: Positions, shape: torch.Size) -> Tensor:
+        """Output transform of [B, H, F * N, D]: [B, F, N, H * D]."""
+        turned = transform(branch.transpose(1, 2).unflatten(1, shape), "output", where, self.config)
+        return (turned[..., self.stored] if self.reordered else turned).flatten(-2)
 
 
 class Block(nn.Module):
@@ -119,6 +133,9 @@ class Block(nn.Module):
         self.config = config
         self.modulation = nn.Parameter(torch.randn(6, config.width) / config.width**0.5)
         self.attention = DecoupledMemoryAttention(config)
+        if config.text_tokens:
+            self.cross_norm = nn.LayerNorm(config.width, eps=1e-6)
+            self.cross_attention = CrossAttention(config.width, config.heads, config.head_dim)
         self.ffn = nn.Sequential(
             nn.Linear(config.width, config.ffn_width),
             nn.GELU(approximate="tanh"),
@@ -134,7 +151,14 @@ class Block(nn.Module):
         return (self.modulation + time)[:, :, :, None].unbind(2)
 
     def forward(
-        self, x: Tensor, time: Tensor, where: Positions, sequence: Sequence, dense: bool, lists: BlockLists | None
+        self,
+        x: Tensor,
+        time: Tensor,
+        where: Positions,
+        sequence: Sequence,
+        dense: bool,
+        lists: BlockLists | None,
+        text: Tensor | None = None,
     ) -> tuple[Tensor, BlockLists | None]:
         """Teacher-forced pass over [clean | noisy].
 
@@ -145,6 +169,7 @@ class Block(nn.Module):
             sequence: Lists.
             dense: One softmax over whole frames instead of the memory.
             lists: Retrieved blocks to use instead of the top k.
+            text: Embedded text [L, W], for models that keep one.
 
         Returns:
             New tokens and the lists that were retrieved (None when dense).
@@ -155,12 +180,12 @@ class Block(nn.Module):
         q, k, v = self.attention.project(normed, where)
         retrieved = None
         if dense:
-            local, _ = frame_attention(q, k, v, sequence.window, cfg.tokens)
+            local, _ = frame_attention(q, k, v, sequence.window, cfg.tokens, sequence.frame_sizes)
         else:
             half = k.shape[2] // 2
             if lists is None:
                 lists = retrieve(q, k[:, :, :half], sequence.limit, cfg)
-            local, local_lse = frame_attention(q, k, v, sequence.window, cfg.tokens)
+            local, local_lse = frame_attention(q, k, v, sequence.window, cfg.tokens, sequence.frame_sizes)
             size = cfg.block_tokens
             memory, memory_lse = block_sparse_attention(
                 q,
@@ -170,6 +195,7 @@ class Block(nn.Module):
                 lists.counts,
                 q_block=size,
                 kv_block=size,
+                kv_sizes=sequence.block_sizes,
                 return_lse=True,
             )
             if cfg.fusion == "gated":
@@ -179,6 +205,8 @@ class Block(nn.Module):
                 # query block, as one list of both sets would.
                 local = merge_softmax(local, local_lse, memory, memory_lse)
         x = x + gate1 * self.attention.merge(normed, local, retrieved, where)
+        if text is not None:
+            x = x + self.cross_attention(self.cross_norm(x), self.cross_attention.keys(text))
         x = x + gate2 * self.ffn(self.modulate(x, shift2, scale2))
         return x, lists
 
@@ -199,18 +227,29 @@ class WorldTransformer(nn.Module):
         self.checkpoint_activations = False
         self.config = config
         width = config.width
-        self.patch = nn.Linear(config.latent_channels, width)
-        self.action = nn.Sequential(nn.Linear(config.action_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.patch = nn.Linear(config.patch_channels, width)
+        self.action = nn.Sequential(nn.Linear(config.action_channels, width), nn.SiLU(), nn.Linear(width, width))
+        if config.layout == "wan":
+            # What the pretrained backbone does not have begins without effect; so does the gate (`gate_init`).
+            nn.init.zeros_(self.action[2].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.action[2].bias)  # type: ignore[arg-type]
+        if config.text_tokens:
+            self.text = nn.Sequential(
+                nn.Linear(config.text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+            )
+            # Wan pads prompts with zeros; the encoded empty prompt may be put here. It is not trained.
+            self.text_context = nn.Parameter(torch.zeros(config.text_tokens, config.text_width), requires_grad=False)
         self.time = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_modulation = nn.Parameter(torch.randn(2, width) / width**0.5)
-        self.head = nn.Linear(width, config.latent_channels)
+        self.head = nn.Linear(width, config.patch_channels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         order = token_order(config)
         self.register_buffer("order", order, persistent=False)
-        self.register_buffer("unorder", torch.argsort(order), persistent=False)
+        places = len(order) - config.padding
+        self.register_buffer("unorder", torch.argsort(order[:places]), persistent=False)
         self.register_buffer("spatial", spatial_angles(config), persistent=False)
         self._run: list[Any] | None = None
 
@@ -219,13 +258,19 @@ class WorldTransformer(nn.Module):
         self._run = [torch.compile(block, dynamic=False) for block in self.blocks]
 
     def tokens(self, latents: Tensor, actions: Tensor, action_mask: Tensor) -> Tensor:
-        """Embed latents [B, F, C, h, w] with their actions [B, F, 25]: tokens [B, F, N, W], blocks contiguous.
+        """Embed latents [B, F, C, h, w] with their actions [B, F, A]: tokens [B, F, N, W], blocks contiguous.
 
         A dropped action (mask False) adds exactly zero.
         """
-        flat = latents.flatten(3).transpose(2, 3)[:, :, self.order]
+        p = self.config.patch
+        cells = latents.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # [B, F, C, rows, p, columns, p]
+        flat = cells.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)[:, :, self.order]
         embedded = self.action(actions) * action_mask[..., None]
         return self.patch(flat) + embedded[:, :, None]
+
+    def embedded_text(self) -> Tensor | None:
+        """The text that blocks attend to, [L, W]; None for models without."""
+        return self.text(self.text_context) if self.config.text_tokens else None
 
     def time_vectors(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """Flow times [B, F] to (head embedding [B, F, W], block projection [B, F, 6, W])."""
@@ -236,8 +281,13 @@ class WorldTransformer(nn.Module):
         """Head: tokens [B, F, N, W] to velocities [B, F, C, h, w]."""
         shift, scale = (self.head_modulation + embedded[:, :, None].float()).unbind(2)
         normed = F.layer_norm(x, (x.shape[-1],), eps=1e-6) * (1.0 + scale[:, :, None]) + shift[:, :, None]
-        out = self.head(normed)[:, :, self.unorder].transpose(2, 3)
-        return out.unflatten(-1, (self.config.latent_height, self.config.latent_width))
+        return self.unpatch(self.head(normed))
+
+    def unpatch(self, out: Tensor) -> Tensor:
+        """Outputs of the head [B, F, N, p * p * C] (channel fastest, as in Wan) as velocities [B, F, C, h, w]."""
+        p = self.config.patch
+        cells = out[:, :, self.unorder].unflatten(2, self.config.grid).unflatten(-1, (p, p, -1))
+        return cells.permute(0, 1, 6, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
     def where(self, projective: Tensor, projective_inverse: Tensor, frame_index: Tensor) -> Positions:
         """Positions of F frames: matrices fp32 [B, F, 4, 4], indices int64 [B, F]."""
@@ -266,7 +316,7 @@ class WorldTransformer(nn.Module):
             noisy: [B, T, C, h, w], z_t of the same frames.
             clean_time: [B, T], flow times of the history, 0 when clean.
             noisy_time: [B, T].
-            actions: [B, T, 25]; actions[t] led to frame t.
+            actions: [B, T, A], A = 25 for each video frame of a latent; actions[t] led to frame t.
             projective: P~, fp32 [B, T, 4, 4].
             projective_inverse: fp32 [B, T, 4, 4].
             frame_index: int64 [B, T].
@@ -291,11 +341,14 @@ class WorldTransformer(nn.Module):
         sequence = Sequence(
             dense_lists(frames, cfg.chunk, device) if dense else window_lists(frames, cfg.window, cfg.chunk, device),
             history_limit(frames, cfg.blocks_per_frame, skip, cfg.chunk, device),
+            key_sizes(cfg, 2 * frames, cfg.tokens, device),
+            key_sizes(cfg, frames, cfg.block_tokens, device),
         )
+        text = self.embedded_text()
         used: list[BlockLists | None] = []
         keep_less = self.checkpoint_activations and torch.is_grad_enabled()
         for i, block in enumerate(self._run or self.blocks):
-            arguments = (x, time, where, sequence, dense, lists[i] if lists is not None else None)
+            arguments = (x, time, where, sequence, dense, lists[i] if lists is not None else None, text)
             x, chosen = checkpoint(block, *arguments, use_reentrant=False) if keep_less else block(*arguments)
             used.append(chosen)
         velocity = self.velocity(x[:, frames:], embedded[:, frames:])
