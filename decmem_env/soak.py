@@ -45,7 +45,14 @@ def soak(
     import decmem_env  # noqa: F401  registers the environments
 
     interval = min(60.0, 60 * minutes / 20)
-    env = gym.make("DecMem-Minecraft-v0", checkpoint=checkpoint, device=device, memory_budget=memory_budget)
+    # One episode: a reset would empty the memory.
+    env = gym.make(
+        "DecMem-Minecraft-v0",
+        checkpoint=checkpoint,
+        device=device,
+        memory_budget=memory_budget,
+        max_episode_steps=-1,
+    )
     env.reset(seed=0)
     actions = [DISCRETE_ACTIONS.index(name) for name in _SCRIPT]
     series: list[dict[str, float]] = []
@@ -54,11 +61,9 @@ def soak(
     frames = 0
     while time.perf_counter() - start < 60 * minutes:
         began = time.perf_counter()
-        _, _, terminated, truncated, info = env.step(actions[frames % len(actions)])
+        env.step(actions[frames % len(actions)])
         times.append(time.perf_counter() - began)
         frames += 1
-        if terminated or truncated:
-            env.reset()
         if time.perf_counter() - mark >= interval:
             stats = env.unwrapped.stats  # type: ignore[attr-defined]
             series.append(
