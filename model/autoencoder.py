@@ -190,6 +190,7 @@ class TinyAutoencoder(nn.Module):
 
     frames_per_latent = 1
     latents_per_pass = 32
+    reach = 0
 
     def __init__(self, config: AutoencoderConfig | Any) -> None:
         super().__init__()

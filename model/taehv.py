@@ -73,9 +73,11 @@ class TinyVideoDecoder(nn.Module):
 
     Attributes:
         latents_per_pass: Latent frames in one pass.
+        reach: Latent frames before its own that a frame depends on: six blocks at the latents' rate, three at twice.
     """
 
     latents_per_pass = 4
+    reach = 8
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,7 +6,6 @@ written to, so a fork costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -35,6 +34,11 @@ class Decoder(Protocol):
     """Latents to frames."""
 
     @property
+    def reach(self) -> int:
+        """Latent frames before a frame's own that it depends on; 0 if frames are independent."""
+        ...
+
+    @property
     def latents_per_pass(self) -> int:
         """Latent frames that one pass takes at most."""
         ...
@@ -56,6 +60,7 @@ class VideoStream:
         self.encoder, self.decoder = encoder, decoder
         self._encoded: list[Tensor] | None = None
         self._decoded: list[Tensor] | None = None
+        self._skipped: Tensor | None = None
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encode the next frames.
@@ -98,21 +103,32 @@ class VideoStream:
         """
         if not len(latents):
             raise ValueError("no latents to decode")
+        skipped, self._skipped = self._skipped, None
+        if skipped is not None:
+            self.decode(skipped)
         made = []
         for part in latents.split(self.decoder.latents_per_pass):
             frames, self._decoded = self.decoder.decode_part(part, self._decoded)
             made.append(frames)
         return torch.cat(made)
 
+    def skip(self, latents: Tensor) -> None:
+        """Let latents [n, C, h, w] pass unseen. What later frames need of them is decoded with the next `decode`."""
+        if not self.decoder.reach or not len(latents):
+            return
+        whole = latents if self._skipped is None else torch.cat([self._skipped, latents])
+        self._skipped = whole[-self.decoder.reach :]
+
     def fork(self) -> VideoStream:
         """A second stream that goes on from here; shares what is there so far."""
         other = VideoStream(self.encoder, self.decoder)
-        other._encoded, other._decoded = self._encoded, self._decoded
+        other._encoded, other._decoded, other._skipped = self._encoded, self._decoded, self._skipped
         return other
 
     def tensors(self) -> dict[str, Tensor]:
         """The caches by name, for a snapshot; not copied."""
-        caches = {"encoded": self._encoded, "decoded": self._decoded}
+        skipped = None if self._skipped is None else [self._skipped]
+        caches = {"encoded": self._encoded, "decoded": self._decoded, "skipped": skipped}
         return {f"{kind}.{i}": t for kind, slots in caches.items() for i, t in enumerate(slots or ())}
 
     def load_tensors(self, tensors: dict[str, Tensor], device: torch.device) -> None:
@@ -123,6 +139,7 @@ class VideoStream:
             return [tensors[f"{kind}.{i}"].to(device) for i in range(count)] or None
 
         self._encoded, self._decoded = slots("encoded"), slots("decoded")
+        self._skipped = (slots("skipped") or [None])[0]
 
     def forget_encoder(self) -> None:
         """Drop the caches of the encoder; the next `encode` begins another video."""
@@ -132,16 +149,3 @@ class VideoStream:
     def bytes(self) -> int:
         """Size of the caches."""
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
-
-
-def decode_each(streams: Sequence[VideoStream], latents: Sequence[Tensor]) -> Tensor:
-    """Decode the next latents of several videos.
-
-    Args:
-        streams: n different streams.
-        latents: Of each stream [c, C, h, w].
-
-    Returns:
-        uint8 [n, T, H, W, 3].
-    """
-    return torch.stack([stream.decode(part) for stream, part in zip(streams, latents, strict=True)])

@@ -35,6 +35,7 @@ class WanAutoencoder(WanVAE):
     mean: Tensor
     deviation: Tensor
     frames_per_latent = STRIDE
+    reach = 38  # 24 latents in the layers at the latents' rate, 7 at twice, 6.5 at four times that rate
 
     def __init__(self, config: WanAutoencoderConfig) -> None:
         if config.latent_channels != len(MEAN):

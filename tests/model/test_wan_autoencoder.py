@@ -181,6 +181,37 @@ def test_streams_share_nothing_that_changes(autoencoder):
     assert torch.equal(restored.decode(z[4:]), rest) and restored.bytes == one.bytes > 0
 
 
+def test_skipped_latents_count_as_far_as_they_reach():
+    small = randomised(WanAutoencoder(WanAutoencoderConfig(height=16, width=16, base_width=4)))
+    z = torch.randn(44, 16, 2, 2, generator=torch.Generator().manual_seed(9))
+    expected = small.decode(z)
+    stream = small.stream()
+    for part in z[:42].split((10, 31, 1)):
+        stream.skip(part)
+    child = stream.fork()
+    saved = stream.tensors()
+    assert len(saved) == 1 and stream.bytes == small.reach * 16 * 2 * 2 * 4
+    assert torch.equal(stream.decode(z[42:]), expected[165:])
+    restored = small.stream()
+    restored.load_tensors(saved, torch.device("cpu"))
+    assert torch.equal(restored.decode(z[42:]), expected[165:])
+    # From inside a video: what was decoded before serves as the beginning.
+    other = small.stream()
+    other.decode(z[:2])
+    other.skip(z[2:40])
+    other.skip(z[40:42])
+    assert torch.equal(other.decode(z[42:]), expected[165:]) and torch.equal(child.decode(z[42:]), expected[165:])
+    # The reach is no longer than it must be, and no shorter.
+    double = WanVAE(4).eval().requires_grad_(False)
+    double.load_state_dict(small.state_dict())
+    double.double()
+    changed = torch.zeros(1, 16, 41, 2, 2, dtype=torch.float64)
+    changed[:, :, 1] = 3.0
+    difference = double.decode_chunk(changed, None)[0] - double.decode_chunk(torch.zeros_like(changed), None)[0]
+    moved = difference.abs().amax((0, 1, 3, 4)) > 0
+    assert bool(moved[4 * (1 + small.reach) - 3 :][:4].any()) and not moved[4 * (2 + small.reach) - 3 :].any()
+
+
 def test_refusals(autoencoder):
     stream = autoencoder.stream()
     for count, wanted in ((4, "1 \\+ 4n frames"), (0, "1 \\+ 4n frames")):
