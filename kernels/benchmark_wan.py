@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .benchmark import FORWARD_BOUND, GRADIENT_BOUND, matrix_product_tflops, relative
 from .block_selection import pool_blocks, select_blocks
-from .block_sparse_attention import block_sparse_attention, tuning
+from .block_sparse_attention import block_sparse_attention, hopper, tuning
 
 HEADS, DIM, LATENTS, BLOCKS, BLOCK, TOP = 12, 128, 4, 6, 147, 80
 # Where 880 tokens are cut into 6 blocks: two of 146 and four of 147.
@@ -53,7 +53,10 @@ class Inputs(NamedTuple):
     flops: float
 
     def attend(self, backend: str, *leaves: Tensor, **more: Any) -> Any:
-        """Our attention."""
+        """Our attention; a variant of a backend is written "hopper:rows" (or a number of rows of a strip)."""
+        backend, _, variant = backend.partition(":")
+        hopper.FORWARD = "rows" if variant == "rows" else "columns"
+        hopper.STRIP = int(variant) if variant.isdigit() else None
         q, k, v = leaves or (self.q, self.k, self.v)
         options = {"q_block": BLOCK, "kv_block": BLOCK, "kv_sizes": self.kv_sizes, "backend": backend, **more}
         return block_sparse_attention(q, k, v, self.lists, self.counts, **options)
@@ -235,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
         0, or 1 if a check failed.
     """
     parser = argparse.ArgumentParser(prog="python -m decmem_env.kernels.benchmark_wan", description=__doc__)
-    parser.add_argument("--backends", default="hopper,triton")
+    parser.add_argument("--backends", default="hopper,triton", help="also hopper:rows, hopper:32 (variants)")
     parser.add_argument("--history", default="160,600", help="latents, comma-separated")
     parser.add_argument("--check-only", action="store_true")
     parser.add_argument("--backward", action="store_true", help="also time the gradients")

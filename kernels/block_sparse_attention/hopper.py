@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 
 from . import cuda_driver
-from .hopper_source import Plan, source
+from .hopper_source import ColumnsPlan, Plan, best_strip, source
 
 # Two or three warpgroups of 64 query rows; a key block's pieces are unrolled. Smaller blocks suit the Triton kernel.
 Q_BLOCKS, KV_BLOCKS = (65, 192), (40, 320)
+# Query blocks that would waste a quarter of the rows of wgmma, and whose columns the registers hold.
+COLUMN_Q_BLOCKS = (129, 160)
+# "columns" where it serves, or always "rows"; strips of key blocks, None for the best.
+FORWARD: str = "columns"
+STRIP: int | None = None
 # A last round that fills fewer programs than this is cut into equal shares for all.
 _SHARE_BELOW = 0.9
 
@@ -58,11 +63,13 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, q_block: int, kv_block: int, sc
 
 
 @functools.cache
-def _kernels(plan: Plan, device: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p] | None:
+def _kernels(plan: Plan | ColumnsPlan, device: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p] | None:
     """The compiled kernels, or None (said once) where they cannot be built."""
     try:
         module = cuda_driver.Module(cuda_driver.compile_source(source(plan), "sm_90a"))
-        main, merge = ("query_gradient", "add") if plan.gradient else ("forward", "combine")
+        main, merge = "forward_columns", "combine"
+        if isinstance(plan, Plan):
+            main, merge = ("query_gradient", "add") if plan.gradient else ("forward", "combine")
         return module.kernel(f"block_sparse_{main}", plan.shared_bytes), module.kernel(f"block_sparse_{merge}")
     except (cuda_driver.CudaError, OSError) as error:
         text = f"block_sparse_attention: no Hopper kernel for {plan}, the Triton kernel is used instead: {error}"
@@ -120,8 +127,19 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     plan = make_plan(q, q_block, kv_block, kv_sizes is not None, False)
-    _launch(plan, q, q, k, v, lists, counts, kv_sizes, out, lse, lse, scale)
+    columns = _columns_plan(q, q_block, kv_block, kv_sizes is not None)
+    _launch(plan, q, q, k, v, lists, counts, kv_sizes, out, lse, lse, scale, columns)
     return out, lse
+
+
+def _columns_plan(q: Tensor, q_block: int, kv_block: int, sizes: bool) -> ColumnsPlan | None:
+    """The faster plan for query blocks that fill rows badly, where it serves and compiles."""
+    low, high = COLUMN_Q_BLOCKS
+    if FORWARD != "columns" or q.dtype != torch.bfloat16 or q.shape[3] != 128 or not low <= q_block <= high:
+        return None
+    plan = ColumnsPlan(q_block, kv_block, STRIP or best_strip(kv_block), sizes)
+    with torch.cuda.device(q.device):
+        return plan if _kernels(plan, q.device.index or 0) else None
 
 
 def query_gradient(
@@ -179,8 +197,12 @@ def _launch(
     lse: Tensor,
     delta: Tensor,
     scale: float,
+    columns: ColumnsPlan | None = None,
 ) -> None:
-    """Launch a plan's kernel, and the one that merges shares where there are any; the result goes to ``out``."""
+    """Launch a plan's kernel, and the one that merges shares where there are any; the result goes to ``out``.
+
+    With ``columns``, that kernel goes first and ``plan``'s does again what the first could not.
+    """
     batch, heads, tokens, dim = q.shape
     lists, counts = (x if x.stride(-1) == 1 else x.contiguous() for x in (lists, counts))
     q_blocks = tokens // plan.q_block
@@ -199,11 +221,20 @@ def _launch(
             return x.stride(axis) if x.shape[axis] > 1 else 0
 
         sizes = counts if kv_sizes is None else kv_sizes
+        total = whole + rest + 2 * programs
+        redo = torch.empty(total, dtype=torch.int32, device=q.device) if columns else None
         fields = struct.pack(
-            "<8Q5q5if", *(x.data_ptr() for x in (lists, counts, sizes, out, lse, delta, part_out, part_lse)),
+            "<9Q5q6if", *(x.data_ptr() for x in (lists, counts, sizes, out, lse, delta, part_out, part_lse)),
+            0 if redo is None else redo.data_ptr(),
             stride(lists, 0), stride(lists, 1), lists.stride(2), stride(counts, 0), stride(counts, 1),
-            heads, q_blocks, int(k.shape[0] > 1), whole, rest, scale,
+            heads, q_blocks, k.shape[2] // plan.kv_block, int(k.shape[0] > 1), whole, rest, scale,
         )  # fmt: skip
+        fast = _kernels(columns, device) if columns else None
+        if columns and fast:
+            maps = [(q, plan.q_block, columns.columns)] * 2
+            maps += [(x, plan.kv_block, columns.strip) for x in (k, v)]
+            argument = cuda_driver.struct_arguments(maps, fields)
+            cuda_driver.launch(fast[0], programs, 384, columns.shared_bytes, argument)
         rows = plan.warpgroups * 64
         maps = [(q, plan.q_block, rows), (grad_out, plan.q_block, rows)]
         maps += [(k, plan.kv_block, plan.piece_rows), (v, plan.kv_block, plan.piece_rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +71,46 @@ class Plan(NamedTuple):
         return min(240, (65536 // 128 - 32) // self.warpgroups // 8 * 8)
 
 
+class ColumnsPlan(NamedTuple):
+    """How the forward kernel with queries as columns tiles a problem: bf16, 128 channels.
+
+    Attributes:
+        q_block: tokens of a query block, at most 160.
+        kv_block: tokens of a key block.
+        strip: rows in which key blocks are cut; chunks of 64 rows take as many strips as they hold.
+        sizes: key blocks have sizes of their own.
+    """
+
+    q_block: int
+    kv_block: int
+    strip: int
+    sizes: bool
+
+    @property
+    def columns(self) -> int:
+        """Columns of the products."""
+        return -(-self.q_block // 8) * 8
+
+    @property
+    def stages(self) -> int:
+        """Chunks of keys, and of values, in flight."""
+        return 4
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory: queries, weights of two chunks, keys and values, room for alignment."""
+        return 512 * self.columns + self.stages * 32_768 + 1024
+
+
+def best_strip(block: int) -> int:
+    """Rows in which to cut blocks so that chunks of 64 waste the fewest."""
+
+    def rows(strip: int) -> float:
+        return -(-block // strip) * 64 / (64 // strip)
+
+    return min((64, 32, 21, 16), key=lambda strip: (rows(strip), -strip))
+
+
 def _operands(first: int, count: int) -> str:
     return ", ".join(f"%{i}" for i in range(first, first + count))
 
@@ -103,8 +144,45 @@ def _values(dim: int, half: str) -> str:
 """
 
 
-def constants(plan: Plan) -> str:
-    """The definitions that ``hopper_common.cu`` asks for."""
+def _outer(columns: int, half: str) -> str:
+    """O += A^T W of 16 rows: 64 channels of A, by ``columns`` rows of W; both in shared memory."""
+    n = columns // 2
+    outputs = ", ".join(f'"+f"(o[{i}])' for i in range(n))
+    return f"""template <> struct Outer<{columns}> {{
+    template <int M> static __device__ __forceinline__ void multiply(float (&o)[M], u64 a, u64 b) {{
+        asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, 1, 0;\\n"
+            "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{half}.{half} {{{_operands(0, n)}}}, %{n}, %{n + 1}, "
+            "p, 1, 1, 1, 0;\\n}}" : {outputs} : "l"(a), "l"(b));
+    }}
+}};
+"""
+
+
+def _defines(values: Mapping[str, object]) -> str:
+    return "".join(f"#define {name} {value}\n" for name, value in values.items())
+
+
+def _pack_instruction(half: str) -> str:
+    return '"cvt.rn.bf16x2.f32"' if half == "bf16" else '"cvt.rn.f16x2.f32"'
+
+
+def constants(plan: Plan | ColumnsPlan) -> str:
+    """The definitions that the ``.cu`` files ask for."""
+    if isinstance(plan, ColumnsPlan):
+        values: dict[str, object] = {
+            "Q_BLOCK": plan.q_block,
+            "HEAD_DIM": 128,
+            "COLUMNS": plan.columns,
+            "STREAM_BLOCK": plan.kv_block,
+            "STRIP": plan.strip,
+            "STRIPS": -(-plan.kv_block // plan.strip),
+            "SPC": 64 // plan.strip,
+            "STAGES": plan.stages,
+            "HAS_SIZES": int(plan.sizes),
+            "REDOES": 0,
+            "HALF_TO_BITS": _pack_instruction("bf16"),
+        }
+        return _defines(values)
     values = {
         "Q_BLOCK": plan.q_block,
         "KV_BLOCK": plan.kv_block,
@@ -117,27 +195,30 @@ def constants(plan: Plan) -> str:
         "CONSUMER_REGISTERS": plan.registers,
         "HAS_SIZES": int(plan.sizes),
         "GRADIENT": int(plan.gradient),
-        "HALF_TO_BITS": '"cvt.rn.bf16x2.f32"' if plan.half == "bf16" else '"cvt.rn.f16x2.f32"',
+        "REDOES": int(not plan.gradient),
+        "HALF_TO_BITS": _pack_instruction(plan.half),
     }
-    return "".join(f"#define {name} {value}\n" for name, value in values.items())
+    return _defines(values)
 
 
-def kernel_file(plan: Plan) -> str:
-    """Name of the file with the kernels of a plan."""
-    return "hopper_query_gradient.cu" if plan.gradient else "hopper_forward.cu"
+def kernel_files(plan: Plan | ColumnsPlan) -> list[str]:
+    """Names of the files that follow the instructions and the products of a plan."""
+    if isinstance(plan, ColumnsPlan):
+        return ["hopper_schedule.cu", "hopper_strips.cu", "hopper_forward_columns.cu", "hopper_combine.cu"]
+    kernels = ["hopper_query_gradient.cu"] if plan.gradient else ["hopper_forward.cu", "hopper_combine.cu"]
+    return ["hopper_schedule.cu", "hopper_common.cu", *kernels]
 
 
-def source(plan: Plan) -> str:
+def _products(plan: Plan | ColumnsPlan) -> list[str]:
+    if isinstance(plan, ColumnsPlan):
+        return [_logits(plan.columns, "bf16"), _outer(plan.columns, "bf16")]
+    columns = {plan.last_columns, *([plan.piece_rows] if plan.pieces > 1 else [])}
+    return [*(_logits(n, plan.half) for n in sorted(columns)), _values(plan.dim, plan.half)]
+
+
+def source(plan: Plan | ColumnsPlan) -> str:
     """Complete CUDA source of a plan's kernels, which includes no headers."""
     folder = Path(__file__).parent
-    columns = {plan.last_columns, *([plan.piece_rows] if plan.pieces > 1 else [])}
-    return "\n".join(
-        [
-            constants(plan),
-            (folder / "hopper_instructions.cu").read_text(encoding="utf-8"),
-            *(_logits(n, plan.half) for n in sorted(columns)),
-            _values(plan.dim, plan.half),
-            (folder / "hopper_common.cu").read_text(encoding="utf-8"),
-            (folder / kernel_file(plan)).read_text(encoding="utf-8"),
-        ]
-    )
+    head, *files = ["hopper_instructions.cu", *kernel_files(plan)]
+    texts = [(folder / name).read_text(encoding="utf-8") for name in (head, *files)]
+    return "\n".join([constants(plan), texts[0], *_products(plan), *texts[1:]])

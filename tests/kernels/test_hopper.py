@@ -11,7 +11,15 @@ import pytest
 import torch
 from decmem_env.kernels import block_sparse_attention
 from decmem_env.kernels.block_sparse_attention import hopper
-from decmem_env.kernels.block_sparse_attention.hopper_source import SHARED_BYTES, Plan, constants, kernel_file, source
+from decmem_env.kernels.block_sparse_attention.hopper_source import (
+    SHARED_BYTES,
+    ColumnsPlan,
+    Plan,
+    best_strip,
+    constants,
+    kernel_files,
+    source,
+)
 
 from .test_block_sparse_attention import assert_near, make, run
 
@@ -59,8 +67,18 @@ def test_every_list_position_belongs_to_one_program(tiles):
     assert max(work) - min(work) <= 2
 
 
+@pytest.mark.parametrize(("block", "strip"), [(147, 21), (128, 64), (110, 16), (160, 32), (63, 64), (84, 21)])
+def test_strips_waste_little(block, strip):
+    assert best_strip(block) == strip
+    plan = ColumnsPlan(147, block, strip, True)
+    assert plan.columns == 152 and plan.shared_bytes <= 232_448 - 8_192
+
+
+COLUMNS = [ColumnsPlan(147, 147, 21, True), ColumnsPlan(160, 128, 64, False)]
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler")
-@pytest.mark.parametrize("plan", [*PLANS[:2], PLANS[6]])
+@pytest.mark.parametrize("plan", [*PLANS[:2], PLANS[6], *COLUMNS])
 def test_source_compiles_without_spills_and_without_waiting_for_every_product(plan, tmp_path):
     (tmp_path / "kernel.cu").write_text(source(plan))
     command = ["nvcc", "-gencode=arch=compute_90a,code=sm_90a", "-cubin", "-std=c++17", "-Xptxas", "-v"]
@@ -69,7 +87,7 @@ def test_source_compiles_without_spills_and_without_waiting_for_every_product(pl
     assert done.returncode == 0, done.stderr
     assert "serialized" not in done.stderr and "C7508" not in done.stderr
     spills = [int(found) for found in re.findall(r"(\d+) bytes spill stores", done.stderr)]
-    assert spills and max(spills) <= 16
+    assert spills and max(spills) <= 32
 
 
 def emulate(plan, programs, tensors, tmp_path):
@@ -82,7 +100,7 @@ def emulate(plan, programs, tensors, tmp_path):
         tmp_path: for the program.
     """
     ours, theirs = Path(__file__).parent, Path(hopper.__file__).parent
-    files = [ours / "hopper_emulator.h", theirs / "hopper_common.cu", theirs / kernel_file(plan)]
+    files = [ours / "hopper_emulator.h", *(theirs / name for name in kernel_files(plan))]
     text = [constants(plan), *(f.read_text() for f in files), (ours / "hopper_emulator.cpp").read_text()]
     (tmp_path / "emulated.cpp").write_text("".join(text))
     command = ["g++", "-O1", "-std=c++20", "-w", str(tmp_path / "emulated.cpp"), "-o", str(tmp_path / "emulated")]
@@ -105,16 +123,21 @@ EMULATED = {
     "ragged shared keys": ({"q_block": 147, "kv_block": 147, "dim": 128, "sizes": True, "key_batch": 1,
                             "list_heads": 1, "queries": 2}, 3, 4.0),
     "other sizes": ({"q_block": 65, "kv_block": 45, "dim": 64, "sizes": True, "batch": 3, "list_batch": 1}, 4, 16.0),
+    "columns": ({"q_block": 147, "kv_block": 147, "dim": 128, "batch": 1, "heads": 1, "length": 4, "sizes": True,
+                 "queries": 4}, 3, 1.0),
     "one piece": ({"q_block": 128, "kv_block": 100, "dim": 128, "batch": 1, "heads": 1, "blocks": 9, "length": 9},
                   5, 1.0),
 }  # fmt: skip
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
+@pytest.mark.parametrize("kind", ["rows", "columns", "strips of 32", "gradient"])
 @pytest.mark.parametrize(("shape", "programs", "factor"), EMULATED.values(), ids=EMULATED.keys())
-def test_emulated_kernel_matches_naive(shape, programs, factor, gradient, tmp_path):
+def test_emulated_kernel_matches_naive(shape, programs, factor, kind, tmp_path):
     """Rounds and shares, all roles and barriers, swizzles, masks and merges; NaN wherever nothing may look."""
+    gradient = kind == "gradient"
+    if kind in ("columns", "strips of 32") and shape["dim"] != 128:
+        pytest.skip("128 channels only")
     q, k, v, lists, counts, options = make(**shape, dtype=torch.bfloat16)
     q = q * factor
     kv_block, sizes = options["kv_block"], options["kv_sizes"]
@@ -123,6 +146,9 @@ def test_emulated_kernel_matches_naive(shape, programs, factor, gradient, tmp_pa
     past = (torch.arange(kv_block) >= sizes[:, None]).flatten()[:, None]
     spoiled = [k.masked_fill(past, math.nan), v.masked_fill(past, math.nan)]
     plan = Plan(options["q_block"], kv_block, q.shape[3], "bf16", options["kv_sizes"] is not None, gradient)
+    if kind in ("columns", "strips of 32"):
+        strip = best_strip(kv_block) if kind == "columns" else 32
+        plan = ColumnsPlan(options["q_block"], kv_block, strip, options["kv_sizes"] is not None)
     leaves = [x.float().requires_grad_() for x in (q, k, v)]
     out, lse = block_sparse_attention(*leaves, lists, counts, backend="naive", return_lse=True, **options)
     tensors = [q, *spoiled, lists, counts, sizes]
