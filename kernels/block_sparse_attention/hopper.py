@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from . import cuda_driver
-from .hopper_source import ColumnsPlan, Plan, best_strip, source
+from .hopper_source import AnyPlan, ColumnsPlan, GradientsPlan, Plan, best_strip, source
+from .inverse import InverseLists
 
 # Two or three warpgroups of 64 query rows; a key block's pieces are unrolled. Smaller blocks suit the Triton kernel.
 Q_BLOCKS, KV_BLOCKS = (65, 192), (40, 320)
 # Query blocks that would waste a quarter of the rows of wgmma, and whose columns the registers hold.
 COLUMN_Q_BLOCKS = (129, 160)
-# "columns" where it serves, or always "rows"; strips of key blocks, None for the best.
-FORWARD: str = "columns"
+# "columns" where it serves, or always "rows"; "together": one kernel for all gradients.
+FORWARD: str = "rows"
+GRADIENTS: str = "apart"
+# Rows of a strip of those two kernels; None for the best.
 STRIP: int | None = None
 # A last round that fills fewer programs than this is cut into equal shares for all.
 _SHARE_BELOW = 0.9
@@ -62,15 +65,22 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, q_block: int, kv_block: int, sc
     return None
 
 
+def _names(plan: AnyPlan) -> tuple[str, str]:
+    """The main kernel of a plan and the small one beside it."""
+    if isinstance(plan, ColumnsPlan):
+        return "forward_columns", "combine"
+    if isinstance(plan, GradientsPlan):
+        return "gradients", "prepare"
+    return ("query_gradient", "add") if plan.gradient else ("forward", "combine")
+
+
 @functools.cache
-def _kernels(plan: Plan | ColumnsPlan, device: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p] | None:
+def _kernels(plan: AnyPlan, device: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p] | None:
     """The compiled kernels, or None (said once) where they cannot be built."""
     try:
         module = cuda_driver.Module(cuda_driver.compile_source(source(plan), "sm_90a"))
-        main, merge = "forward_columns", "combine"
-        if isinstance(plan, Plan):
-            main, merge = ("query_gradient", "add") if plan.gradient else ("forward", "combine")
-        return module.kernel(f"block_sparse_{main}", plan.shared_bytes), module.kernel(f"block_sparse_{merge}")
+        main, small = _names(plan)
+        return module.kernel(f"block_sparse_{main}", plan.shared_bytes), module.kernel(f"block_sparse_{small}")
     except (cuda_driver.CudaError, OSError) as error:
         text = f"block_sparse_attention: no Hopper kernel for {plan}, the Triton kernel is used instead: {error}"
         warnings.warn(text, RuntimeWarning, stacklevel=2)
@@ -182,6 +192,88 @@ def query_gradient(
     plan = make_plan(q, q_block, kv_block, kv_sizes is not None, True)
     _launch(plan, q, grad_out, k, v, lists, counts, kv_sizes, grad_q, lse, delta, scale)
     return grad_q
+
+
+def gradients_plan(q: Tensor, q_block: int, kv_block: int, sizes: bool) -> GradientsPlan | None:
+    """The plan of the kernel of all gradients, where it serves and compiles.
+
+    The gradient of the queries is added up in memory, in an order that may differ from run to run, unless PyTorch is
+    told to use deterministic algorithms.
+    """
+    if GRADIENTS != "together" or q.shape[3] != 128:
+        return None
+    half = "bf16" if q.dtype == torch.bfloat16 else "f16"
+    query = not torch.are_deterministic_algorithms_enabled()
+    plan = GradientsPlan(q_block, kv_block, STRIP or best_strip(q_block), half, sizes, query)
+    with torch.cuda.device(q.device):
+        return plan if _kernels(plan, q.device.index or 0) else None
+
+
+def gradients(
+    plan: GradientsPlan,
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    lists: Tensor,
+    inverse: InverseLists,
+    kv_sizes: Tensor | None,
+    scale: float,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients of :func:`forward`.
+
+    Args:
+        plan: from :func:`gradients_plan`.
+        grad_out: like ``out``, contiguous.
+        grad_lse: fp32 ``[B, H, Tq]``.
+        q: as given to :func:`forward`, like all arguments without a word of their own.
+        k: see ``q``.
+        v: see ``q``.
+        out: contiguous output of :func:`forward`.
+        lse: contiguous log-sum-exp of :func:`forward`.
+        lists: see ``q``; only its shape.
+        inverse: of ``lists``.
+        kv_sizes: see ``q``.
+        scale: see ``q``.
+
+    Returns:
+        Gradients of q (None unless ``plan.query``), k and v, contiguous.
+
+    Raises:
+        cuda_driver.CudaError: the kernel cannot be built or launched.
+    """
+    batch, heads, tokens, _ = q.shape
+    key_batch, kv_blocks = k.shape[0], k.shape[2] // plan.kv_block
+    device = q.device.index or 0
+    grad_lse = grad_lse.contiguous()
+    rows = torch.empty((batch, heads, tokens, 2), dtype=torch.float32, device=q.device)
+    grad_q = torch.empty(q.shape if plan.query else 1, dtype=torch.float32, device=q.device)
+    grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=q.device) for x in (k, v))
+    counter = torch.empty(1, dtype=torch.int32, device=q.device)
+    items = key_batch * heads * kv_blocks
+    # Programs fetch so many key blocks at a time that about one of them is listed.
+    fetch = min(32, max(1, items // max(1, inverse.entries.numel())))
+    sizes = inverse.entries if kv_sizes is None else kv_sizes
+    with torch.cuda.device(device):
+        kernels = _kernels(plan, device)
+        if kernels is None:
+            raise cuda_driver.CudaError(f"the Hopper kernel for {plan} could not be built")
+        pointers = [ctypes.c_void_p(x.data_ptr()) for x in (out, grad_out, lse, grad_lse, rows, grad_q, counter)]
+        count = batch * heads * tokens
+        cuda_driver.launch(kernels[1], -(-count // 4), 128, 0, *pointers, ctypes.c_int(count))
+        tensors = (inverse.offsets, inverse.entries, sizes, rows, grad_q, grad_k, grad_v, counter)
+        fields = struct.pack(
+            "<8Q8if", *(x.data_ptr() for x in tensors), heads, tokens // plan.q_block, kv_blocks, key_batch,
+            lists.shape[0], lists.shape[1], batch // key_batch, fetch, scale,
+        )  # fmt: skip
+        maps = [(q, plan.q_block, plan.strip), (grad_out, plan.q_block, plan.strip)]
+        maps += [(k, plan.kv_block, plan.piece_rows), (v, plan.kv_block, plan.piece_rows)]
+        argument = cuda_driver.struct_arguments(maps, fields)
+        cuda_driver.launch(kernels[0], _programs(device), 384, plan.shared_bytes, argument)
+    return grad_q.to(q.dtype) if plan.query else None, grad_k, grad_v
 
 
 def _launch(

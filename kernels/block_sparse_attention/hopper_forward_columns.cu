@@ -15,7 +15,8 @@ struct Shared {
     int* failed;
 };
 
-__device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
+// One warp copies the queries and chunks of keys, another chunks of values, so that keys can be ahead of values.
+template <bool VALUES> __device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
     const int lane = threadIdx.x & 31;
     constexpr int BATCH = 32 / SPC;                 // chunks whose strips the lanes hold
     Ring ring;
@@ -29,11 +30,13 @@ __device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
         const int plane = seg.tile / a.q_blocks, tile = seg.tile % a.q_blocks;
         const int batch = plane / a.heads, head = plane % a.heads, key_batch = a.keys_have_batch ? batch : 0;
         const int* list = a.lists + batch * a.list_batch + head * a.list_head + tile * a.list_row + seg.begin;
-        barrier_wait(sh.q_empty, q_phase);
-        q_phase ^= 1;
-        if (lane == 0) {
-            barrier_expect(sh.q_full, N * 256);
-            for (int h = 0; h < 2; h++) copy_tile(sh.q + h * N * 128, &a.q, sh.q_full, 64 * h, 0, tile, head, batch);
+        if (!VALUES) {
+            barrier_wait(sh.q_empty, q_phase);
+            q_phase ^= 1;
+            if (lane == 0) {
+                barrier_expect(sh.q_full, N * 256);
+                for (int h = 0; h < 2; h++) copy_tile(sh.q + h * N * 128, &a.q, sh.q_full, 64 * h, 0, tile, head, batch);
+            }
         }
         for (int base = 0; base < chunks; base += BATCH) {
             const int strip = base * SPC + lane, entry = strip / STRIPS, row = strip % STRIPS * STRIP;
@@ -48,19 +51,16 @@ __device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
             for (int c = 0; c < many; c++) {
                 const int part = lane - c * SPC;
                 const bool mine = part >= 0 && part < SPC;
-#pragma unroll
-                for (int t = 0; t < 2; t++) {
-                    const u32 full = (t ? sh.v_full : sh.k_full) + 8 * ring.slot;
-                    const u32 to = (t ? sh.v : sh.k) + ring.slot * CHUNK + part * STRIP * 128;
-                    barrier_wait((t ? sh.v_empty : sh.k_empty) + 8 * ring.slot, ring.phase ^ 1);
-                    if (mine) (t ? sh.v_valid : sh.k_valid)[ring.slot * SPC + part] = valid;
-                    __syncwarp();
-                    if (lane == 0) barrier_expect(full, COPIED);
-                    __syncwarp();
-                    if (mine) {
-                        for (int h = 0; h < 2; h++)
-                            copy_tile(to + h * HALF_CHUNK, t ? &a.v : &a.k, full, 64 * h, row, block, head, key_batch);
-                    }
+                const u32 full = (VALUES ? sh.v_full : sh.k_full) + 8 * ring.slot;
+                const u32 to = (VALUES ? sh.v : sh.k) + ring.slot * CHUNK + part * STRIP * 128;
+                barrier_wait((VALUES ? sh.v_empty : sh.k_empty) + 8 * ring.slot, ring.phase ^ 1);
+                if (mine) (VALUES ? sh.v_valid : sh.k_valid)[ring.slot * SPC + part] = valid;
+                __syncwarp();
+                if (lane == 0) barrier_expect(full, COPIED);
+                __syncwarp();
+                if (mine) {
+                    for (int h = 0; h < 2; h++)
+                        copy_tile(to + h * HALF_CHUNK, VALUES ? &a.v : &a.k, full, 64 * h, row, block, head, key_batch);
                 }
                 ring.advance();
             }
@@ -340,12 +340,13 @@ block_sparse_forward_columns(const __grid_constant__ Arguments a) {
     __syncthreads();
     const int group = __shfl_sync(0xffffffff, (int)threadIdx.x / 128, 0);
     if (group == 2) {
-        give_registers<32>();
+        give_registers<40>();
         const int warp = (threadIdx.x >> 5) & 3;
-        if (warp == 0) produce(a, sh);
+        if (warp == 0) produce<false>(a, sh);
+        if (warp == 2) produce<true>(a, sh);
         if (HAS_SIZES && warp == 1) scrub(a, sh);
     } else {
-        take_registers<240>();
+        take_registers<232>();
         Consumer consumer;
         consumer.attend(a, sh, group);
     }

@@ -2,19 +2,7 @@
 //
 // Programs take whole query blocks first, in step, so that the blocks of one head meet in the L2 cache; the blocks of the
 // last, incomplete round are cut into equal shares for all programs, whose results another kernel merges. Defined from
-// outside: STAGES (slots of a ring) and REDOES (1 where a.redo, unless null, says which segments to work on).
-
-// Matrix descriptor of a tile with 128-byte swizzle; offsets in bytes.
-__device__ __forceinline__ u64 descriptor(u32 address, u32 leading, u32 stride) {
-    return (u64)((address & 0x3ffff) >> 4) | (u64)(leading >> 4) << 16 | (u64)(stride >> 4) << 32 | (u64)1 << 62;
-}
-struct Ring {
-    int slot = 0;
-    u32 phase = 0;
-    __device__ __forceinline__ void advance() {
-        if (++slot == STAGES) { slot = 0; phase ^= 1; }
-    }
-};
+// outside: REDOES, 1 where a.redo, unless null, says which segments to work on.
 
 struct Arguments {
     TensorMap q, g, k, v;     // g: gradient of the output, in the gradient kernel

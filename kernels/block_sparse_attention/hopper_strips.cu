@@ -22,13 +22,13 @@ struct PairRing {
 
 __device__ __forceinline__ int pairs_of(int blocks) { return (max(blocks, 0) * STRIPS + 2 * SPC - 1) / (2 * SPC); }
 
-// S = A B^T over 128 channels: A a chunk, B resident.
-template <int N>
+// S = A B^T over 128 channels: A a chunk, B resident in a tile of ROWS.
+template <int N, int ROWS = N>
 __device__ __forceinline__ void multiply_rows(float (&s)[N / 2], u32 chunk, u32 resident) {
     const u64 a = descriptor(chunk, 16, 1024), b = descriptor(resident, 16, 1024);
 #pragma unroll
     for (int i = 0; i < 8; i++)
-        Logits<N>::multiply(s, a + (i / 4) * (HALF_CHUNK >> 4) + (i % 4) * 2, b + (i / 4) * (N * 128 >> 4) + (i % 4) * 2, i > 0);
+        Logits<N>::multiply(s, a + (i / 4) * (HALF_CHUNK >> 4) + (i % 4) * 2, b + (i / 4) * (ROWS * 128 >> 4) + (i % 4) * 2, i > 0);
 }
 
 // O += A^T W over the 64 rows of a chunk: 64 channels of A, weights W stored by store_weights.
@@ -41,8 +41,8 @@ __device__ __forceinline__ void multiply_weights(float (&o)[N / 2], u32 half_chu
 
 // Stores 64 x N accumulators, packed in pairs along N, as N rows of 64: of every eight columns the pairs of row r and of
 // row r + 8.
-template <int N>
-__device__ __forceinline__ void store_weights(u32 to, const u32 (&w)[N / 4]) {
+template <int N, int M>
+__device__ __forceinline__ void store_weights(u32 to, const u32 (&w)[M]) {
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, row = lane & 7;
     to += ((lane >> 4) * 8 + row) * 128 + (((2 * warp + (lane >> 3 & 1)) ^ row) << 4);
 #pragma unroll

@@ -20,6 +20,7 @@ struct alignas(64) TensorMap { u64 words[16]; };
 #define DYNAMIC_SHARED(name) char* name = emulator::shared + 16384
 #define STATIC_SHARED(type, name, count) type* name = (type*)(emulator::shared + 1024 * __COUNTER__)  /* only the last may be longer */
 struct float2 { float x, y; };
+struct uint2 { u32 x, y; };
 struct uint4 { u32 x, y, z, w; };
 static float2 make_float2(float x, float y) { return {x, y}; }
 static uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
@@ -34,6 +35,17 @@ static float __int_as_float(u32 x) { float y; memcpy(&y, &x, 4); return y; }
 
 struct Index { int x = 0; };
 static Index threadIdx, blockIdx, gridDim, blockDim;
+
+static int atomicAdd(int* p, int x) {
+    *p += x;
+    return *p - x;
+}
+static void add_global(float* to, float x, float y) {
+    to[0] += x;
+    to[1] += y;
+}
+static float low(u32 x) { return __int_as_float(x << 16); }
+static float high(u32 x) { return __int_as_float(x & 0xffff0000u); }
 
 namespace emulator {
 alignas(1024) char shared[1 << 18];
@@ -175,8 +187,20 @@ static void copy_tile(u32 to, const TensorMap* map, u32 bar, int channel, int ro
 }
 static void fence_async() {}
 static void fence_barriers() {}
-template <int N> static void give_registers() {}
-template <int N> static void take_registers() {}
+// Warpgroups share what the launch allocated; one that asks for more waits for ever.
+static int registers[8];
+static void set_registers(int n) {
+    const int threads = (int)emulator::fibres.size(), groups = threads / 128;
+    int sum = 0;
+    registers[threadIdx.x / 128] = n;
+    for (int i = 0; i < groups; i++) sum += registers[i];
+    if (sum > 65536 / threads / 8 * 8 * groups) {
+        printf("warpgroups ask for %d registers a thread\n", sum);
+        exit(3);
+    }
+}
+template <int N> static void give_registers() { set_registers(N); }
+template <int N> static void take_registers() { set_registers(N); }
 static void wgmma_fence() {}
 static void wgmma_commit() {}
 template <int N> static void wgmma_wait() {}

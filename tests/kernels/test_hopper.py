@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from decmem_env.kernels import block_sparse_attention
+from decmem_env.kernels import block_sparse_attention, invert_lists
 from decmem_env.kernels.block_sparse_attention import hopper
 from decmem_env.kernels.block_sparse_attention.hopper_source import (
     SHARED_BYTES,
     ColumnsPlan,
+    GradientsPlan,
     Plan,
     best_strip,
     constants,
@@ -38,7 +39,8 @@ def test_plan_covers_the_blocks_and_fits(plan):
     assert rows - plan.kv_block < 8 and 0 < plan.last_columns <= plan.piece_rows
     assert plan.piece_rows % 16 == 0 and plan.last_columns % 8 == 0
     assert plan.stages >= 2 and plan.shared_bytes <= SHARED_BYTES + 1024
-    assert plan.warpgroups * 128 * plan.registers + 128 * 32 <= 65536
+    groups = plan.warpgroups + 1
+    assert plan.warpgroups * plan.registers + 32 <= groups * (65536 // (128 * groups) // 8 * 8)
 
 
 @pytest.mark.parametrize("tiles", [1, 23, 131, 132, 133, 260, 288, 1000])
@@ -90,8 +92,30 @@ def test_source_compiles_without_spills_and_without_waiting_for_every_product(pl
     assert spills and max(spills) <= 32
 
 
-def emulate(plan, programs, tensors, tmp_path):
+def run_emulator(plan, program, head, tensors, tmp_path):
     """Run a plan's kernel on the CPU (hopper_emulator.h); returns the bytes that it wrote.
+
+    Args:
+        plan: sizes.
+        program: file with ``main``.
+        head: numbers that it reads first.
+        tensors: what it reads after the scale.
+        tmp_path: for the program.
+    """
+    ours, theirs = Path(__file__).parent, Path(hopper.__file__).parent
+    files = [ours / "hopper_emulator.h", *(theirs / name for name in kernel_files(plan)), ours / program]
+    (tmp_path / "emulated.cpp").write_text("".join([constants(plan), *(f.read_text() for f in files)]))
+    command = ["g++", "-O1", "-std=c++20", "-w", str(tmp_path / "emulated.cpp"), "-o", str(tmp_path / "emulated")]
+    subprocess.run(command, check=True)
+    everything = [torch.tensor(head, dtype=torch.int32), torch.tensor([tensors[0].shape[3] ** -0.5]), *tensors]
+    raw = b"".join(x.contiguous().flatten().view(torch.uint8).numpy().tobytes() for x in everything)
+    done = subprocess.run([str(tmp_path / "emulated")], input=raw, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")
+    return bytearray(done.stdout)
+
+
+def emulate(plan, programs, tensors, tmp_path):
+    """Run the kernels that own query blocks.
 
     Args:
         plan: sizes.
@@ -99,23 +123,13 @@ def emulate(plan, programs, tensors, tmp_path):
         tensors: q, k, v, lists, counts, sizes, and for a gradient that of the output, log-sum-exp and delta.
         tmp_path: for the program.
     """
-    ours, theirs = Path(__file__).parent, Path(hopper.__file__).parent
-    files = [ours / "hopper_emulator.h", *(theirs / name for name in kernel_files(plan))]
-    text = [constants(plan), *(f.read_text() for f in files), (ours / "hopper_emulator.cpp").read_text()]
-    (tmp_path / "emulated.cpp").write_text("".join(text))
-    command = ["g++", "-O1", "-std=c++20", "-w", str(tmp_path / "emulated.cpp"), "-o", str(tmp_path / "emulated")]
-    subprocess.run(command, check=True)
     q, k, _, lists, *_ = tensors
-    batch, heads, tokens, dim = q.shape
+    batch, heads, tokens, _ = q.shape
     q_blocks = tokens // plan.q_block
     whole, rest = hopper.split_rounds(batch * heads * q_blocks, programs)
     numbers = [batch, heads, q_blocks, k.shape[2] // plan.kv_block, lists.shape[3], programs, whole, rest]
-    head = torch.tensor([*numbers, k.shape[0], *lists.shape[:2]], dtype=torch.int32)
-    everything = [head, torch.tensor([dim**-0.5]), *tensors]
-    raw = b"".join(x.contiguous().flatten().view(torch.uint8).numpy().tobytes() for x in everything)
-    done = subprocess.run([str(tmp_path / "emulated")], input=raw, capture_output=True, timeout=120)
-    assert done.returncode == 0, done.stdout.decode(errors="replace")
-    return bytearray(done.stdout)
+    head = [*numbers, k.shape[0], *lists.shape[:2]]
+    return run_emulator(plan, "hopper_emulator.cpp", head, tensors, tmp_path)
 
 
 EMULATED = {
@@ -164,6 +178,42 @@ def test_emulated_kernel_matches_naive(shape, programs, factor, kind, tmp_path):
     if not gradient:
         got.append(torch.frombuffer(raw[size:], dtype=torch.float32).view(q.shape[:3]))
     assert_near(got, want, 1e-2 if gradient else 5e-3)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("query", [True, False])
+@pytest.mark.parametrize(("shape", "programs", "factor"), EMULATED.values(), ids=EMULATED.keys())
+def test_emulated_gradients_match_naive(shape, programs, factor, query, tmp_path):
+    """Strips, pairs of chunks, shared keys, key blocks that nothing lists, NaN wherever nothing may look."""
+    if shape["dim"] != 128:
+        pytest.skip("128 channels only")
+    q, k, v, lists, counts, options = make(**shape, dtype=torch.bfloat16)
+    q = q * factor
+    kv_block, sizes = options["kv_block"], options["kv_sizes"]
+    blocks = k.shape[2] // kv_block
+    plan = GradientsPlan(options["q_block"], kv_block, best_strip(options["q_block"]), "bf16", sizes is not None, query)
+    if sizes is None:
+        sizes = torch.full((blocks,), kv_block, dtype=torch.int32)
+    past = (torch.arange(kv_block) >= sizes[:, None]).flatten()[:, None]
+    leaves = [x.float().requires_grad_() for x in (q, k, v)]
+    out, lse = block_sparse_attention(*leaves, lists, counts, backend="naive", return_lse=True, **options)
+    rng = torch.Generator().manual_seed(1)
+    grad = torch.randn(out.shape, generator=rng).bfloat16()
+    grad_lse = torch.where(lse.isinf(), 0.0, torch.randn(lse.shape, generator=rng))
+    want = torch.autograd.grad((out, lse.masked_fill(lse.isinf(), 0.0)), leaves, (grad.float(), grad_lse))
+    inverse = invert_lists(lists, counts, blocks)
+    batch, heads, tokens, dim = q.shape
+    fetch = 1 if blocks < 8 else 3
+    head = [batch, heads, tokens // options["q_block"], blocks, len(inverse.entries), programs, fetch, k.shape[0]]
+    tensors = [q, k.masked_fill(past, math.nan), v.masked_fill(past, math.nan), grad, out.detach().bfloat16()]
+    tensors += [lse.detach(), grad_lse, *inverse, sizes]
+    raw = run_emulator(plan, "hopper_gradients_emulator.cpp", [*head, *lists.shape[:2]], tensors, tmp_path)
+    got = [torch.frombuffer(raw[: 4 * q.numel()], dtype=torch.float32).view(q.shape)]
+    rest = torch.frombuffer(raw[4 * q.numel() :], dtype=torch.bfloat16)
+    got += [x.view(k.shape) for x in rest.split(k.numel())]
+    for name, a, b in list(zip(("dq", "dk", "dv"), got, want, strict=True))[0 if query else 1 :]:
+        assert not a.isnan().any(), name
+        assert float((a.float() - b).norm() / b.norm()) < 1e-2, name
 
 
 hopper_gpu = [
