@@ -155,7 +155,7 @@ class PolicyPlayer:
     """
 
     def __init__(self, path: str | Path, device: str = "cpu", deterministic: bool = False) -> None:
-        from .ppo import load_policy
+        from .policy import load_policy
 
         self._policy = load_policy(path, device)
         self._deterministic = deterministic

@@ -15,7 +15,6 @@ import io
 import json
 import sys
 import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,18 +22,16 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
-from torch import nn
 
 from ..results import write_atomically
 from ..tasks import TASKS
 from .evaluate import DREAM, HORIZON, TRUE_WORLD
+from .policy import OBSERVATION_SIZE, policy_settings
 from .sb3 import SB3VecEnv
 
 try:
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.policies import ActorCriticPolicy
-    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
     from stable_baselines3.common.vec_env import VecMonitor
 except ImportError:
     raise ImportError('agents need Stable-Baselines3: pip install "decmem-env[rl]"') from None
@@ -93,7 +90,7 @@ def make_env(config: PPOConfig) -> SB3VecEnv:
     common: dict[str, Any] = {
         "autoreset_mode": "SAME_STEP",
         "task": config.task,
-        "obs_size": (64, 64),
+        "obs_size": OBSERVATION_SIZE,
         "context_frames": config.context_frames,
         "world_seeds": (config.first_world, config.first_world + config.worlds - 1),
         "device": config.device,
@@ -102,37 +99,6 @@ def make_env(config: PPOConfig) -> SB3VecEnv:
         return SB3VecEnv(VoxelVectorEnv(config.num_envs, config.horizon, **common))
     dream: dict[str, Any] = {"checkpoint": config.checkpoint, "memory": config.memory}
     return SB3VecEnv(DecMemVectorEnv(config.num_envs, config.horizon, **dream, **common))
-
-
-class FrameAndGoal(BaseFeaturesExtractor):
-    """Features of `obs_mode="frame_goal"`: a small convolutional net beside a goal net of its own.
-
-    SB3's default would join three goal numbers to 256 picture features, and PPO of 20,000 steps would overlook them.
-    """
-
-    def __init__(self, space: spaces.Dict, picture: int = 32, goal: int = 64) -> None:
-        super().__init__(space, picture + goal)
-        shape = space["frame"].shape  # SB3 has moved the channels to the front
-        assert shape is not None
-        channels, height, width = shape
-        self.picture = nn.Sequential(
-            nn.Conv2d(channels, 16, 8, 4),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 4, 2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(32 * _after(height) * _after(width), picture),
-            nn.Tanh(),
-        )
-        self.goal = nn.Sequential(nn.Linear(3, goal), nn.Tanh(), nn.Linear(goal, goal), nn.Tanh())
-
-    def forward(self, observations: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Features [B, picture + goal]; SB3 has scaled the frame to [0, 1]."""
-        return torch.cat([self.picture(observations["frame"]), self.goal(observations["goal"])], 1)
-
-
-def _after(side: int) -> int:
-    return ((side - 8) // 4 + 1 - 4) // 2 + 1
 
 
 class _Log(BaseCallback):
@@ -200,7 +166,7 @@ def train(config: PPOConfig, folder: str | Path) -> list[dict[str, Any]]:
         gamma=config.gamma,
         gae_lambda=0.95,
         ent_coef=config.entropy,
-        policy_kwargs={"features_extractor_class": FrameAndGoal, "net_arch": [64]} if with_goal else None,
+        policy_kwargs=policy_settings(with_goal),
         seed=config.seed,
         device=config.device,
     )
@@ -213,23 +179,6 @@ def train(config: PPOConfig, folder: str | Path) -> list[dict[str, Any]]:
     model.save(buffer, exclude=["lr_schedule", "learning_rate", "clip_range"])
     write_atomically(target / "policy.zip", buffer.getvalue())
     return callback.lines
-
-
-def load_policy(path: str | Path, device: str = "cpu") -> ActorCriticPolicy:
-    """Load the policy of a training run.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: The file holds no policy.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"policy {path} does not exist: train one with python -m decmem_env.agents.ppo")
-    try:
-        model = PPO.load(path, device=device, custom_objects={"learning_rate": 0.0, "clip_range": 0.2})
-    except (ValueError, KeyError, zipfile.BadZipFile, RuntimeError) as error:
-        raise ValueError(f"policy {path} cannot be read ({error}): train it again") from None
-    model.policy.set_training_mode(False)
-    return model.policy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

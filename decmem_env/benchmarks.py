@@ -108,24 +108,57 @@ def slowest_env_speed(processes: int = PROCESSES, **options: Any) -> dict[str, A
 
 
 def vector_env_speed(
-    checkpoint: str = "tiny", *, worlds: int = 16, steps: int = 50, device: str = "cpu"
+    checkpoint: str = "tiny", *, worlds: int = 16, episode: int = 256, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Frames a second of `gym.make_vec` with random actions (all worlds in one forward pass), after 5 warm-up steps."""
+    """Env steps a second of `gym.make_vec` with random actions: all that a learner would wait for, resets included.
+
+    Episodes of `episode` steps end one after another, evenly spread, and restart in the same step. One whole period is
+    timed after one that is not, so every world is reset once; worlds are made before (they stay in memory).
+
+    Args:
+        checkpoint: Bundled name, folder or hub id.
+        worlds: Environments.
+        episode: Steps of an episode.
+        device: Where the model runs.
+    """
     import gymnasium as gym
 
     import decmem_env  # noqa: F401
 
-    env = gym.make_vec("DecMem-Minecraft-v0", num_envs=worlds, checkpoint=checkpoint, device=device)
+    env = gym.make_vec(
+        "DecMem-Minecraft-v0",
+        num_envs=worlds,
+        checkpoint=checkpoint,
+        device=device,
+        max_episode_steps=episode,
+        autoreset_mode="SAME_STEP",
+        world_seeds=(9_000_000, 9_000_000 + worlds - 1),
+    )
     env.action_space.seed(0)
-    env.reset(seed=0)
-    times = []
-    for _ in range(5 + steps):
-        start = time.perf_counter()
+    # Every world is made here, none while the clock runs.
+    env.reset(seed=0, options={"world_seed": [9_000_000 + i for i in range(worlds)]})
+    due = [[i for i in range(worlds) if i * episode // worlds == t] for t in range(episode)]
+    for rows in due:
+        if rows:
+            mask = np.isin(np.arange(worlds), rows)
+            env.reset(options={"reset_mask": mask})
         env.step(env.action_space.sample())
+    times, resets = [], 0
+    for _ in range(episode):
+        start = time.perf_counter()
+        *_, truncated, _ = env.step(env.action_space.sample())
         times.append(time.perf_counter() - start)
+        resets += int(np.sum(truncated))
     env.close()
-    median = statistics.median(times[5:])
-    return {"frames_per_second": worlds / median, "step_ms": 1000 * median, "worlds": worlds, "checkpoint": checkpoint}
+    return {
+        "frames_per_second": worlds * episode / sum(times),
+        "step_ms": 1000 * statistics.median(times),
+        "slowest_step_ms": 1000 * max(times),
+        "resets": resets,
+        "worlds": worlds,
+        "episode": episode,
+        "checkpoint": checkpoint,
+    }
 
 
 def renderer_speed(

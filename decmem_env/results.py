@@ -194,9 +194,8 @@ def page(records: Sequence[Record], title: str, note: str = "") -> str:
 def _spread(item: Record) -> str:
     details = item.get("details", {})
     if "low" in details and details["low"] is not None:
-        return (
-            f" ({details['low']:.2f} to {details['high']:.2f}, {details['frames']} frames, {details['worlds']} worlds)"
-        )
+        groups = f"{details['clips']} clips" if "clips" in details else f"{details['worlds']} worlds"
+        return f" ({details['low']:.2f} to {details['high']:.2f}, {details['frames']} frames, {groups})"
     return ""
 
 

@@ -46,8 +46,8 @@ def roll_out(
     frames: torch.Tensor | None = None
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
-        made = model.step(list(sessions), actions[:, start:stop], poses[:, start:stop])
-        made = torch.as_tensor(made, device=device)
+        made = model.step(list(sessions), *_whole(actions[:, start:stop], poses[:, start:stop], chunk))
+        made = torch.as_tensor(made, device=device)[:, : stop - start]
         if frames is None:
             frames = torch.empty((count, length, *made.shape[2:]), dtype=torch.uint8, device=device)
         frames[:, start:stop] = made
@@ -56,6 +56,14 @@ def roll_out(
     if frames is None:
         raise ValueError("no frames to generate: the action script is empty")
     return frames
+
+
+def _whole(
+    actions: NDArray[np.float32], poses: NDArray[np.float64], chunk: int
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Fill a last partial chunk with standing still; its frames are cut off."""
+    lack = [(0, 0), (0, chunk - actions.shape[1]), (0, 0)]
+    return np.pad(actions, lack), np.pad(poses, lack, mode="edge")
 
 
 def frames_per_step(model: Any) -> int:

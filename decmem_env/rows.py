@@ -18,7 +18,7 @@ from .conventions.actions import noop
 from .conventions.poses import integrate_kinematic
 from .spaces import action_space, action_to_pose, action_to_vector, observation_space, resize_frame
 from .start import WORLD_SEEDS, Start, make_start
-from .worlds import Simulator
+from .worlds import Simulator, step_all
 
 POSE_SOURCES = ("truth", "kinematic")
 _LARGEST_SIZE = 1024
@@ -242,11 +242,7 @@ class Rows:
         else:
             given = []
             vectors = np.stack([action_to_vector(self.settings.action_mode, action) for action in actions])
-        poses = np.empty((len(rows), length, 5))
-        for i, row in enumerate(rows):
-            for t in range(length):
-                row.pose = self._move(row, vectors[i], given[i] if given else None)
-                poses[i, t] = row.pose
+        poses = np.stack([self._move(rows, vectors, given) for _ in range(length)], 1)
         held = np.repeat(vectors[:, None], length, 1)
         frames = self.backend.advance(rows, held, poses)
         for i, row in enumerate(rows):
@@ -261,14 +257,24 @@ class Rows:
             row.task_state = one
         return rewards, terminated
 
-    def _move(self, row: Row, vector: NDArray[np.float32], given: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        if given is not None:
-            if row.simulator is not None:
-                row.simulator.teleport(0, given)
-            return given.copy()
-        if row.simulator is not None:
-            return np.array(row.simulator.step(vector[None])[0], np.float64)
-        return integrate_kinematic(row.pose, vector)
+    def _move(
+        self, rows: Sequence[Row], vectors: NDArray[np.float32], given: Sequence[NDArray[np.float64]]
+    ) -> NDArray[np.float64]:
+        """Move all rows by one frame; returns their poses [n, 5]."""
+        if given:
+            for row, pose in zip(rows, given, strict=True):
+                row.pose = pose.copy()
+                if row.simulator is not None:
+                    row.simulator.teleport(0, pose)
+            return np.stack([row.pose for row in rows])
+        true = [i for i, row in enumerate(rows) if row.simulator is not None]
+        moved = step_all([row.simulator for row in rows if row.simulator is not None], vectors[true]) if true else []
+        for i, pose in zip(true, moved, strict=True):
+            rows[i].pose = pose.copy()
+        for row, vector in zip(rows, vectors, strict=True):
+            if row.simulator is None:
+                row.pose = integrate_kinematic(row.pose, vector)
+        return np.stack([row.pose for row in rows])
 
     def observe(self, row: Row) -> Any:
         """Observation of a row, in fresh arrays."""

@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,15 +21,13 @@ from torch import Tensor, nn
 
 from .autoencoder import TinyAutoencoder
 from .config import ModelConfig, debug
+from .hub import KNOWN
 from .transformer import WorldTransformer
+from .weight_files import CheckpointError, locate
 
 WEIGHTS = Path(__file__).parent / "weights"
 CONFIG, TRANSFORMER, AUTOENCODER = "config.json", "transformer.safetensors", "autoencoder.safetensors"
 FILES = (CONFIG, TRANSFORMER, AUTOENCODER)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, incomplete or damaged; the message says how to mend it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,8 @@ def find(name: str) -> Path:
         if all((folder / file).is_file() for file in FILES):
             return folder
     path = Path(name)
+    if _is_foreign(path):
+        raise CheckpointError(f"checkpoint {name} holds weights of another project: {_conversion(name)}")
     if path.is_dir():
         missing = ", ".join(file for file in FILES if not (path / file).is_file())
         raise CheckpointError(f"checkpoint {name}: no {missing} in this folder; train the stage to its end")
@@ -76,7 +78,27 @@ def find(name: str) -> Path:
     )
 
 
+def _is_foreign(path: Path) -> bool:
+    if (path / TRANSFORMER).exists() or (path / AUTOENCODER).exists():
+        return False  # ours, but incomplete
+    try:
+        locate(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _conversion(path: str) -> str:
+    return f"decmem checkpoint convert {path} --preset wan-1.3b --vae VAE --out FOLDER makes a checkpoint of ours"
+
+
 def _download(name: str) -> Path:
+    for short, source in KNOWN.items():
+        if name == source.repository:
+            first = f"decmem checkpoint download {short}"
+            raise CheckpointError(
+                f"checkpoint {name} holds weights of another project: {first}, then {_conversion(source.folder)}"
+            )
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -182,12 +204,7 @@ def save(folder: str | Path, config: ModelConfig, transformer: nn.Module, autoen
     """
     from safetensors.torch import save_file
 
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / CONFIG).is_file())):
-        raise FileExistsError(f"{target} exists and is no checkpoint: choose another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with replacing(folder) as fresh:
         (fresh / CONFIG).write_text(config.to_json())
         for file, module in ((TRANSFORMER, transformer), (AUTOENCODER, autoencoder)):
             tensors = {
@@ -197,6 +214,22 @@ def save(folder: str | Path, config: ModelConfig, transformer: nn.Module, autoen
                 for name, t in module.state_dict().items()
             }
             save_file(tensors, str(fresh / file), {"config": json.dumps(config.to_dict()["autoencoder"])})
+
+
+@contextmanager
+def replacing(folder: str | Path) -> Iterator[Path]:
+    """Give an empty folder that takes the place of a checkpoint folder when the block ends without an error.
+
+    Raises:
+        FileExistsError: The folder exists and is not a checkpoint.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / CONFIG).is_file())):
+        raise FileExistsError(f"{target} exists and is no checkpoint: choose another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield fresh
         fresh.chmod(0o755)
         old = target.with_name(f".{target.name}-old-{os.getpid()}")
         if target.exists():

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import bench, data, demo, doctor, play, revisit, rollout, train
+from . import bench, checkpoint, data, demo, doctor, evaluate, infer, play, revisit, rollout, train
 from .common import CommandError, Formatter
 
 _EPILOG = """\
@@ -17,7 +17,7 @@ start here
 
 `decmem COMMAND --help` shows the options and examples of a command."""
 
-_COMMANDS = (demo, play, rollout, revisit, train, data, bench, doctor)
+_COMMANDS = (demo, play, rollout, revisit, infer, evaluate, train, data, checkpoint, bench, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The trainers read their own options, so that a field can be overridden by any name.
         return _guarded(lambda: train.run(arguments[1:]))
     options = parser.parse_args(arguments)
+    options.arguments = arguments  # for commands that start themselves again on several GPUs
     if options.version:
         from importlib.metadata import version
 

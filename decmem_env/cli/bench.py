@@ -1,4 +1,4 @@
-"""`decmem bench cpu | kernels | env | renderer`: speeds by their definitions."""
+"""`decmem bench cpu | growth | kernels | env | soak | renderer | load`: speeds by their definitions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from .common import Formatter, add_command, add_model_options, positive, resolve
 
 _EXAMPLES = """\
 decmem bench cpu --json cpu.json          frames_per_second: three fresh processes, 2 threads, the slowest
+decmem bench growth --json growth.json    a step at 3,000 frames of memory against one at 100
 decmem bench env --worlds 64 --device cuda
+decmem bench soak --minutes 60 --json soak.json
 decmem bench renderer --device cuda
+decmem bench load --preset wan-1.3b --device cuda --dtype bfloat16
 decmem bench kernels --json kernels.json  needs a CUDA device; checks every kernel before it is timed"""
 
 CPU_BAR = 4.0  # frames/s with a memory of 300 frames, two cores
+VECTOR_BAR = 1500.0  # env steps/s, 64 worlds on a H200
+SOAK_BAR = 1.05  # the end of a long session over its beginning
+LOAD_BAR = 10.0  # seconds for Wan-1.3B's fp32 file from a warm page cache
 RENDERER_BARS = {"cuda": 100_000.0, "cpu": 60.0}  # frames/s at 96x160, 2x2 samples
 
 
@@ -30,10 +36,30 @@ def add_parser(commands: Any) -> None:
     cpu.add_argument("--frames", type=positive, default=200, metavar="N", help="steps that count (default: 200)")
     cpu.add_argument("--processes", type=positive, default=3, metavar="N", help="fresh processes (default: 3)")
     cpu.set_defaults(run=run_cpu)
+    growth = parts.add_parser("growth", help="what a longer memory costs on this CPU", formatter_class=Formatter)
+    growth.add_argument("--checkpoint", default="tiny", metavar="C")
+    growth.add_argument(
+        "--frames",
+        type=positive,
+        nargs=2,
+        default=(100, 3000),
+        metavar=("A", "B"),
+        help="of memory (default: 100 3000)",
+    )
+    growth.add_argument("--pairs", type=positive, default=200, metavar="N", help="paired steps (default: 200)")
+    growth.set_defaults(run=run_growth)
     env = parts.add_parser("env", help="many worlds through gym.make_vec", formatter_class=Formatter)
     add_model_options(env)
     env.add_argument("--worlds", type=positive, default=16, metavar="N")
+    env.add_argument(
+        "--episode", type=positive, default=256, metavar="N", help="steps of an episode; resets count (default: 256)"
+    )
     env.set_defaults(run=run_env)
+    soak = parts.add_parser("soak", help="a long session: memory and speed stay flat", formatter_class=Formatter)
+    add_model_options(soak)
+    soak.add_argument("--minutes", type=float, default=60.0, metavar="N", help="of play (default: 60)")
+    soak.add_argument("--budget-gib", type=float, metavar="G", help="for the memory (default: the engine's)")
+    soak.set_defaults(run=run_soak)
     renderer = parts.add_parser("renderer", help="the voxel renderer", formatter_class=Formatter)
     renderer.add_argument("--device", default="auto")
     renderer.set_defaults(run=run_renderer)
@@ -42,7 +68,12 @@ def add_parser(commands: Any) -> None:
     )
     kernels.add_argument("--peers", action="store_true", help="also time FlexAttention")
     kernels.set_defaults(run=run_kernels)
-    for part in (cpu, env, renderer, kernels):
+    load = parts.add_parser("load", help="loading a checkpoint file", formatter_class=Formatter)
+    load.add_argument("--preset", default="tiny", metavar="P", help="sizes (default: tiny)")
+    load.add_argument("--device", default="auto")
+    load.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    load.set_defaults(run=run_load)
+    for part in (cpu, growth, env, soak, renderer, kernels, load):
         part.add_argument("--json", type=Path, metavar="F", help="write the records here")
 
 
@@ -60,13 +91,65 @@ def run_cpu(options: argparse.Namespace) -> int:
     return _finish("frames_per_second", found, CPU_BAR if options.memory_frames == 300 else None, "cpu", options)
 
 
+def run_growth(options: argparse.Namespace) -> int:
+    """Measure the growth of a step and of its attention with the memory."""
+    from .. import growth
+    from ..results import record, write_json
+
+    say(f"{options.pairs} pairs, {growth.THREADS} threads, {options.frames[0]} against {options.frames[1]} frames")
+    frames, pairs = tuple(options.frames), options.pairs
+    usual = frames == growth.STEP_FRAMES
+    found = [("growth_step", growth.step_growth(options.checkpoint, frames=frames, pairs=pairs), growth.STEP_BAR)]
+    if usual:
+        frames = growth.KERNEL_FRAMES
+    for name, select, bar in (
+        ("growth_attention", False, growth.ATTENTION_BAR),
+        ("growth_attention_and_selection", True, growth.SELECTION_BAR),
+    ):
+        found.append((name, growth.kernel_growth(frames=frames, select=select, pairs=pairs), bar))
+    items = []
+    for name, details, bar in found:
+        ratio = details.pop("ratio")
+        items.append(record(name, ratio, "", bar=bar if usual else None, better="lower", details=details))
+        print(
+            f"{name}: {ratio:.3f} ({details['ratio_10']:.3f} to {details['ratio_90']:.3f}), "
+            f"{details['short_ms']:.2f} to {details['long_ms']:.2f} ms" + (f" (bar {bar:g})" if usual else "")
+        )
+    if options.json is not None:
+        print(write_json(options.json, items))
+    return 0
+
+
 def run_env(options: argparse.Namespace) -> int:
     """Measure the vector environment."""
     from ..benchmarks import vector_env_speed
 
     device = resolve_device(options.device)
-    found = vector_env_speed(options.checkpoint, worlds=options.worlds, device=device)
-    return _finish("vector_env_frames_per_second", found, None, device, options)
+    found = vector_env_speed(options.checkpoint, worlds=options.worlds, episode=options.episode, device=device)
+    full = options.worlds == 64 and device.startswith("cuda")
+    return _finish("vector_env_frames_per_second", found, VECTOR_BAR if full else None, device, options)
+
+
+def run_soak(options: argparse.Namespace) -> int:
+    """Play for long."""
+    from ..results import record, write_json
+    from ..soak import soak
+
+    device = resolve_device(options.device)
+    budget = None if options.budget_gib is None else int(options.budget_gib * 2**30)
+    found = soak(options.minutes, options.checkpoint, device=device, memory_budget=budget, tell=say)
+    series = {key: found.pop(key) for key in ("minutes", "frames", "evicted_frames", "checkpoint", "series")}
+    over = found["memory_bytes"] / found["memory_budget"]
+    items = [
+        record("soak_slow_down", found["slow_down"], bar=SOAK_BAR, better="lower", device=device, details=series),
+        record("soak_memory_growth", found["memory_growth"], bar=SOAK_BAR, better="lower", device=device),
+        record("soak_memory_over_budget", over, bar=1.0, better="lower", device=device, details=found),
+    ]
+    for item in items:
+        print(f"{item['name']}: {item['value']:.3f} (bar {item['bar']:g})")
+    if options.json is not None:
+        print(write_json(options.json, items))
+    return 0
 
 
 def run_renderer(options: argparse.Namespace) -> int:
@@ -76,6 +159,42 @@ def run_renderer(options: argparse.Namespace) -> int:
     device = resolve_device(options.device)
     bar = RENDERER_BARS["cuda" if device.startswith("cuda") else "cpu"]
     return _finish("renderer_frames_per_second", renderer_speed(device=device), bar, device, options)
+
+
+def run_load(options: argparse.Namespace) -> int:
+    """Measure loading."""
+    from ..load_benchmark import load_speed
+    from ..results import record, write_json
+
+    device = resolve_device(options.device)
+    found = load_speed(options.preset, device, options.dtype)
+    full = options.preset == "wan-1.3b"
+    seconds, over = found.pop("seconds"), found.pop("memory_over_file")
+    items = [
+        record(
+            "checkpoint_load_seconds",
+            seconds,
+            "s",
+            bar=LOAD_BAR if full else None,
+            better="lower",
+            device=device,
+            details=found,
+        ),
+        record(
+            "checkpoint_load_memory_over_file",
+            over,
+            bar=2.0 if full else None,
+            better="lower",
+            device=device,
+            details=found,
+        ),
+    ]
+    print(
+        f"{found['gigabytes']:.2f} GB in {seconds:.2f} s, memory {over:.2f} times the file, on {items[0]['hardware']}"
+    )
+    if options.json is not None:
+        print(write_json(options.json, items))
+    return 0
 
 
 def run_kernels(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -80,6 +81,36 @@ def resolve_device(name: str) -> str:
     if name != "cpu" and not name.startswith("cuda"):
         raise CommandError(f"--device {name}: expected cpu, cuda, cuda:N or auto")
     return name
+
+
+def own_device(name: str) -> str:
+    """The device of this process: under torchrun each rank takes its own GPU, and makes it the current one."""
+    import os
+
+    import torch
+
+    device = resolve_device(name)
+    rank = os.environ.get("LOCAL_RANK")
+    if device == "cuda" and rank is not None:
+        device = f"cuda:{rank}"
+        torch.cuda.set_device(device)
+    return device
+
+
+def run_on_gpus(count: int, arguments: Sequence[str], device: str) -> int:
+    """Run this command again in `count` processes under torchrun; returns its exit code.
+
+    Raises:
+        CommandError: Fewer GPUs than asked for.
+    """
+    import subprocess
+
+    import torch
+
+    if resolve_device(device).startswith("cuda") and torch.cuda.device_count() < count:
+        raise CommandError(f"NUM_GPUS {count}: this machine has {torch.cuda.device_count()}; lower it")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    return subprocess.run([*command, "-m", "decmem_env.cli", *arguments], check=False).returncode
 
 
 def load_model(checkpoint: str, device: str, memory_budget: int | None = None) -> Any:

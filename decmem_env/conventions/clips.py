@@ -180,7 +180,7 @@ def write_clip(path: str | os.PathLike[str], clip: Clip) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def read_clip(path: str | os.PathLike[str], strict: bool = False) -> Clip:
+def read_clip(path: str | os.PathLike[str], strict: bool = False, length: int | None = None) -> Clip:
     """Read an mp4 and the npz of the same stem.
 
     Two faults of the released data are repaired: clips with one pose less than actions lack the pose of the reset frame
@@ -190,6 +190,7 @@ def read_clip(path: str | os.PathLike[str], strict: bool = False) -> Clip:
     Args:
         path: The mp4.
         strict: Leave out actions that WorldMem's own loader never fills (jump, sneak, sprint, attack).
+        length: Read only this many frames from the start; None reads them all.
 
     Returns:
         The clip.
@@ -208,8 +209,10 @@ def read_clip(path: str | os.PathLike[str], strict: bool = False) -> Clip:
         )
     arrays = _load_arrays(beside)
     actions, poses = _check_arrays(arrays, beside, strict)
-    frames, fps = _decode(video, len(actions) + 2)
-    if abs(len(frames) - len(actions)) > 1:
+    wanted = len(actions) + 2 if length is None else min(length, len(actions) + 2)
+    frames, fps = _decode(video, wanted)
+    cut = len(frames) == wanted and wanted <= len(actions)  # read no further, so the ends cannot be compared
+    if not cut and abs(len(frames) - len(actions)) > 1:
         raise ValueError(
             f"{video} has {len(frames) if len(frames) < len(actions) else 'more'} frames, {beside.name} has "
             f"{len(actions)} actions: one of the two is cut short, fetch or make the clip again"

@@ -155,7 +155,7 @@ def evaluate_edits(
     strips: list[EditStrip] = []
     left_out = done = 0
     total = sum((c.seeds or seeds) * item.script.generated for c in contenders for item in scripts)
-    for indices in batches([item.script for item in scripts], max(1, sessions_per_batch // seeds)):
+    for indices in batches([item.script for item in scripts], sessions_per_batch, seeds, contenders):
         chosen = [scripts[i] for i in indices]
         truth = EditTruth(chosen, blocks, renderer)
         gaps = [_out_of_sight(truth.changed[row], item) for row, item in enumerate(chosen)]

@@ -141,7 +141,7 @@ def evaluate(
     total = frames_to_generate(scripts, contenders, seeds)
     done = 0
     kept = set(np.linspace(0, len(scripts) - 1, min(pictures, len(scripts))).round().astype(int).tolist())
-    for indices in batches(scripts, max(1, sessions_per_batch // seeds)):
+    for indices in batches(scripts, sessions_per_batch, seeds, contenders):
         clock = time.perf_counter()
         batch = _prepare([(i, scripts[i]) for i in indices], kinds, blocks, renderer, gap)
         decoded = {
@@ -211,12 +211,32 @@ def standard_contenders(
     return found
 
 
-def batches(scripts: Sequence[Script], size: int) -> Iterable[list[int]]:
-    """Indices of scripts with equal context and length, at most `size` together, in order."""
+def batches(
+    scripts: Sequence[Script], sessions: int, seeds: int, contenders: Sequence[Contender]
+) -> Iterable[list[int]]:
+    """Indices of scripts that run together, in order.
+
+    Args:
+        scripts: All of them; those of one batch have equal context and length.
+        sessions: Upper limit of sessions in one forward pass.
+        seeds: Sessions a script; they share its context.
+        contenders: Whose memories must hold a batch without forgetting (at most one page a frame).
+
+    Raises:
+        ValueError: A memory is too small for a single script.
+    """
+    room = min(contender.model.pool.limit for contender in contenders)
     groups: dict[tuple[int, int], list[int]] = {}
     for index, script in enumerate(scripts):
         groups.setdefault((script.context, len(script.poses)), []).append(index)
-    for group in groups.values():
+    for (context, length), group in groups.items():
+        pages = context + seeds * (length - context + 2)  # a frame being denoised and one to spare
+        if pages > room:
+            raise ValueError(
+                f"the memory budget holds {room} frames, a walk of {length} frames with {seeds} seeds needs {pages}: "
+                "use fewer --seeds, or free memory on the device"
+            )
+        size = max(1, min(sessions // seeds, room // pages))
         for start in range(0, len(group), size):
             yield group[start : start + size]
 
@@ -280,7 +300,7 @@ def _refuse_forgetting(sessions: list[Any]) -> None:
     """A session that had to drop frames for lack of room would measure the budget, not the memory."""
     evicted = sum(int(session.stats["evicted_frames"]) for session in sessions)
     if evicted:
-        raise ValueError(f"{evicted} frames were evicted from memory: run fewer sessions at once (--batch)")
+        raise ValueError(f"{evicted} frames were evicted from memory: run fewer sessions at once (--batch N)")
 
 
 def _masks(truth: Truth, row: int, script: Script, matches: Matches, gap: int) -> dict[int, torch.Tensor]:

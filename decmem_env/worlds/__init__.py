@@ -2,7 +2,7 @@
 
 from .native import native_library
 from .renderer import RenderedFrames, Renderer
-from .simulator import Simulator
+from .simulator import Simulator, step_all
 from .structures import Landmark
 from .terrain import World, generate_world
 from .trajectories import Trajectories, sample_trajectories
@@ -20,4 +20,5 @@ __all__ = [
     "generate_world",
     "native_library",
     "sample_trajectories",
+    "step_all",
 ]

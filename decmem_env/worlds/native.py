@@ -1,23 +1,19 @@
-"""The renderer's C library: built by the system's compiler on first use, kept in the user's cache folder."""
+"""The renderer's C library (how it is built: `conventions/native.py`)."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
+
+from ..conventions.native import built, threads
+
+__all__ = ["SOURCE_PATH", "load", "native_library", "source", "threads"]
 
 SOURCE_PATH = Path(__file__).with_name("raymarch.c")
 
-# -ffp-contract=off: no fused multiply-add, so that every backend gives the same frames. Later rows for compilers
-# that know no OpenMP (Apple's clang) or no -march=native.
-_BASE = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
-_FLAGS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
+# No fused multiply-add, so that every backend gives the same frames.
+_EXACT = ("-ffp-contract=off",)
 
 
 def source() -> str:
@@ -25,33 +21,9 @@ def source() -> str:
     return SOURCE_PATH.read_text(encoding="utf-8")
 
 
-def cache_folder() -> Path:
-    """Folder of built libraries: `$DECMEM_CACHE`, else `decmem` in the user's cache folder."""
-    chosen = os.environ.get("DECMEM_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decmem"
-
-
-@functools.lru_cache(maxsize=1)
 def native_library() -> Path | None:
     """Path of the built library, building it if need be; None without a working compiler or a writable folder."""
-    compiler = next((found for found in map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")) if found), None)
-    if compiler is None:
-        return None
-    # -march=native code must not reach another kind of processor through a shared home folder.
-    key = "\n".join((source(), compiler, platform.machine(), _processor(), repr(_FLAGS)))
-    name = f"raymarch-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    for folder in (cache_folder(), Path(tempfile.gettempdir()) / f"decmem-{_user()}"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            target = folder / name
-            if target.is_file() or _build(compiler, target):
-                ctypes.CDLL(str(target))
-                return target
-        except OSError:
-            continue
-    return None
+    return built(SOURCE_PATH, _EXACT)
 
 
 @functools.lru_cache(maxsize=1)
@@ -65,45 +37,3 @@ def load() -> ctypes.CDLL | None:
     library.render.argtypes = [*[pointer] * 4, *[integer] * 5, *[pointer] * 3, integer]
     library.render.restype = None
     return library
-
-
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def threads(wanted: int) -> int:
-    """Threads the library may use: one in a forked child, where OpenMP waits for ever for its parent's threads."""
-    return 1 if _forked else max(wanted, 1)
-
-
-def _build(compiler: str, target: Path) -> bool:
-    """Compile next to the target, then rename: another process sees the whole library or none."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as folder:
-        made = Path(folder) / target.name
-        for flags in _FLAGS:
-            command = [compiler, *_BASE, *flags, "-o", str(made), str(SOURCE_PATH), "-lm"]
-            if subprocess.run(command, capture_output=True).returncode == 0:
-                os.replace(made, target)
-                return True
-    return False
-
-
-def _processor() -> str:
-    """What tells kinds of processors apart: the first model name and flags of /proc/cpuinfo, else platform's."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(next((line for line in lines if line.startswith(name)), "") for name in ("model name", "flags"))
-
-
-def _user() -> str:
-    return str(os.getuid()) if hasattr(os, "getuid") else "user"

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from . import native
 from .naive import pool_blocks, select_blocks_naive
 
-BACKENDS = ("naive", "triton")
+BACKENDS = ("naive", "native", "triton")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 __all__ = ["BACKENDS", "pool_blocks", "select_blocks"]
@@ -70,6 +71,13 @@ def _check(
     need(all(x.device == q_pooled.device for x in others), lambda: f"all tensors must be on {q_pooled.device}")
 
 
+def _choose(q_pooled: Tensor, mask: Tensor | None) -> str:
+    if q_pooled.device.type == "cuda" and _HAS_TRITON:
+        return "triton"
+    usable = q_pooled.device.type == "cpu" and mask is None and not torch.compiler.is_compiling()
+    return "native" if usable and native.load() is not None else "naive"
+
+
 def select_blocks(
     q_pooled: Tensor,
     k_pooled: Tensor,
@@ -89,7 +97,8 @@ def select_blocks(
         limit: int32 ``[B or 1, NQ]``; key blocks ``first <= j < limit`` are allowed.
         first: int32 ``[B or 1, NQ]``, default 0.
         mask: bool, broadcastable to ``[B, H, NQ, NK]``; False forbids a block.
-        backend: "triton" (the default on CUDA) or "naive".
+        backend: "triton" (the default on CUDA), "native" (the default on the CPU where there is a C compiler; no mask)
+            or "naive".
 
     Returns:
         lists int32 ``[B, H, NQ, k]``, ascending per head, 0 past the count, and counts int32 ``[B, H, NQ]``. Constants:
@@ -100,7 +109,7 @@ def select_blocks(
     """
     _check(q_pooled, k_pooled, k, limit, first, mask)
     if backend is None:
-        backend = "triton" if q_pooled.device.type == "cuda" and _HAS_TRITON else "naive"
+        backend = _choose(q_pooled, mask)
     if backend not in BACKENDS:
         raise ValueError(f"select_blocks: unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     q_pooled, k_pooled = q_pooled.detach(), k_pooled.detach()
@@ -108,4 +117,8 @@ def select_blocks(
         lists, counts = _select(q_pooled, k_pooled, k, limit, first, mask)
         return lists, counts
     with torch.no_grad():
+        if backend == "native":
+            if mask is not None or q_pooled.device.type != "cpu":
+                raise ValueError(f"select_blocks: backend 'native' takes no mask and no {q_pooled.device} tensors")
+            return native.select_blocks_native(q_pooled, k_pooled, k, limit, first)
         return select_blocks_naive(q_pooled, k_pooled, k, limit, first, mask)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
+import torch
 from decmem_env.agents.scripted import GoalPlayer, NoopPlayer, RandomPlayer, ScriptPlayer, oracle
+from gymnasium import spaces
 
 sb3 = pytest.importorskip("stable_baselines3")
 
 from decmem_env.agents import evaluate, ppo  # noqa: E402
+from decmem_env.agents.policy import load_policy  # noqa: E402
 from decmem_env.agents.sb3 import SB3VecEnv  # noqa: E402
 
 from decmem_env.vector import DecMemVectorEnv  # noqa: E402
@@ -96,6 +100,27 @@ def test_train_and_evaluate(world, tmp_path, capsys):
     assert 0 == report["players"]["noop"]["success"] < report["players"]["noop"]["upper"] <= 1
 
 
+@pytest.mark.parametrize("task", ["reach_landmark", "explore"])
+def test_policies_are_read_without_their_pickles(task, tmp_path):
+    out = tmp_path / "run"
+    small = ["--steps", "16", "--num-envs", "2", "--context-frames", "3", "--horizon", "4", "--checkpoint", "debug"]
+    assert ppo.main([*small, "--world", "voxel", "--task", task, "--out", str(out)]) == 0
+    path = out / "seed0" / "policy.zip"
+    bare = tmp_path / "bare.zip"
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(bare, "w") as copy:
+        for name in whole.namelist():
+            copy.writestr(name, b"{}" if name == "data" else whole.read(name))
+    saved = ppo.PPO.load(path, device="cpu", custom_objects={"learning_rate": 0.0, "clip_range": 0.2}).policy
+    saved.set_training_mode(False)
+    frame = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    with_goal = isinstance(saved.observation_space, spaces.Dict)
+    batch = {"frame": frame, "goal": np.ones((1, 3), np.float32)} if with_goal else frame
+    for policy in (load_policy(path), load_policy(bare)):
+        with torch.no_grad():
+            mine, theirs = (p.get_distribution(p.obs_to_tensor(batch)[0]).distribution.probs for p in (policy, saved))
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_the_dream_trains_from_the_vector_environment():
     config = ppo.PPOConfig(checkpoint="debug", num_envs=2, context_frames=3)
     env = ppo.make_env(config)
@@ -106,10 +131,10 @@ def test_the_dream_trains_from_the_vector_environment():
 
 def test_errors_are_one_line(tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        ppo.load_policy(tmp_path / "none.zip")
+        load_policy(tmp_path / "none.zip")
     (tmp_path / "bad.zip").write_bytes(b"junk")
     with pytest.raises(ValueError, match="cannot be read"):
-        ppo.load_policy(tmp_path / "bad.zip")
+        load_policy(tmp_path / "bad.zip")
     for arguments, message in (
         (["--policy", str(tmp_path / "none.zip")], "does not exist"),
         (["--worlds", "x"], "expected A-B"),

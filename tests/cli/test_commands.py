@@ -130,6 +130,39 @@ def test_bench_cpu_runs_in_fresh_processes(tmp_path):
     assert len(item["details"]["runs"]) == 2 and min(item["details"]["runs"]) == pytest.approx(item["value"], rel=1e-3)
 
 
+def test_bench_env_counts_every_reset(tmp_path):
+    argv = ["bench", "env", "--checkpoint", "debug", "--worlds", "3", "--episode", "6", "--device", "cpu"]
+    assert main([*argv, "--json", str(tmp_path / "v.json")]) == 0
+    (item,) = json.loads((tmp_path / "v.json").read_text())
+    assert item["value"] > 0 and item["details"]["resets"] == 3
+
+
+def test_bench_soak(tmp_path):
+    argv = ["bench", "soak", "--checkpoint", "debug", "--minutes", "0.06", "--budget-gib", "0.005", "--device", "cpu"]
+    assert main([*argv, "--json", str(tmp_path / "s.json")]) == 0
+    slow_down, growth, share = json.loads((tmp_path / "s.json").read_text())
+    assert slow_down["value"] > 0 and growth["value"] < 2 and 0.5 < share["value"] <= 1
+    assert slow_down["details"]["evicted_frames"] > 0
+
+
+def test_bench_load(tmp_path):
+    argv = ["bench", "load", "--preset", "debug", "--device", "cpu", "--json", str(tmp_path / "l.json")]
+    assert main(argv) == 0
+    seconds, memory = results.read_results(tmp_path / "l.json")
+    assert 0 < seconds["value"] < 10 and memory["value"] > 0 and memory["details"]["gigabytes"] > 0
+    assert seconds["bar"] is None, "the bar is for the full-size file"
+
+
 def test_bench_renderer(tmp_path):
     assert main(["bench", "renderer", "--device", "cpu", "--json", str(tmp_path / "b.json")]) == 0
     assert results.read_results(tmp_path / "b.json")[0]["value"] > 0
+
+
+def test_bench_growth(tmp_path):
+    argv = ["bench", "growth", "--checkpoint", "debug", "--frames", "20", "60", "--pairs", "3"]
+    assert main([*argv, "--json", str(tmp_path / "g.json")]) == 0
+    items = {item["name"]: item for item in results.read_results(tmp_path / "g.json")}
+    assert set(items) == {"growth_step", "growth_attention", "growth_attention_and_selection"}
+    for item in items.values():
+        assert item["value"] > 0 and item["bar"] is None and item["details"]["frames"] == [20, 60]
+        assert item["details"]["ratio_10"] <= item["value"] <= item["details"]["ratio_90"]

@@ -156,3 +156,14 @@ def test_bad_clips_are_never_half_written(tmp_path):
     with pytest.raises(ValueError, match="one row a frame"):
         Clip(clip.frames[:-1], clip.actions, clip.poses)
     assert not list(tmp_path.iterdir())
+
+
+def test_reading_only_the_first_frames(tmp_path):
+    frames = np.arange(6, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2).repeat(3, 3) * 40
+    poses = np.zeros((6, 5))
+    poses[:, 0] = np.arange(6)
+    write_clip(tmp_path / "a.mp4", Clip(frames, np.zeros((6, 25), np.float32), poses))
+    whole = read_clip(tmp_path / "a.mp4")
+    part = read_clip(tmp_path / "a.mp4", length=4)
+    assert len(part) == 4 and np.array_equal(part.frames, whole.frames[:4]) and part.poses[-1, 0] == 3
+    assert len(read_clip(tmp_path / "a.mp4", length=100)) == 6

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from decmem_env.kernels import pool_blocks, select_blocks
+from decmem_env.kernels.block_selection import native
 
 DEVICES = [
     pytest.param(
@@ -94,6 +95,55 @@ def test_extreme_scores(device):
     assert lists.flatten().tolist() == [0, 6]
     lists, counts = select_blocks(q, k, 7, limit, backend="triton")
     assert counts.item() == 5 and lists.flatten().tolist()[:5] == [0, 1, 3, 5, 6]
+
+
+needs_compiler = pytest.mark.skipif(native.load() is None, reason="needs a C compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize(("blocks", "count", "dim"), [(50, 8, 16), (5, 8, 18), (700, 48, 64), (1, 1, 3), (2500, 40, 8)])
+def test_the_scan_in_c_selects_the_best_allowed(blocks, count, dim):
+    q, k, limit, first, _ = make(blocks=blocks, queries=7 if blocks < 100 else 3, dim=dim)
+    for options in ({}, {"first": first}):
+        lists, counts = select_blocks(q, k, count, limit, backend="native", **options)
+        check(lists, counts, q, k, count, limit, **options)
+    wide = torch.full((3, 3, 2 * blocks, dim + 2), math.nan)[:1, :, ::2, 1:-1].copy_(k[:1])
+    for keys in (k[:1], wide):
+        shared = select_blocks(q, keys, count, limit[:1], backend="native")
+        check(*shared, q, k[:1], count, limit[:1])
+
+
+@needs_compiler
+def test_the_scan_in_c_is_the_same_with_any_number_of_threads():
+    q, k, limit, _, _ = make(blocks=9000, batch=1, queries=12)
+    k = (k * 4).round() / 4  # many ties
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(select_blocks(q, k, 48, limit, backend="native"))
+    finally:
+        torch.set_num_threads(before)
+    for lists, counts in found[1:]:
+        assert torch.equal(lists, found[0][0]) and torch.equal(counts, found[0][1])
+    check(*found[0], q, k, 48, limit)
+
+
+@needs_compiler
+def test_the_scan_in_c_takes_ties_and_extremes_as_the_gpu_does():
+    k = torch.zeros(1, 1, 600, 16)
+    k[0, 0, 590], k[0, 0, 2], k[0, 0, 3] = 1.0, -0.0, -1.0
+    limit = torch.tensor([[599]], dtype=torch.int32)
+    lists, counts = select_blocks(torch.ones(1, 1, 1, 16), k, 5, limit, backend="native")
+    assert lists.flatten().tolist() == [0, 1, 2, 4, 590] and counts.item() == 5
+    k = torch.tensor([1e38, -1e38, math.nan, 1e-45, -math.inf, 0.0, 5.0]).view(1, 1, 7, 1)
+    limit = torch.tensor([[7]], dtype=torch.int32)
+    for count, wanted in ((2, [0, 6]), (7, [0, 1, 3, 5, 6, 0, 0])):
+        lists, counts = select_blocks(torch.ones(1, 1, 1, 1), k, count, limit, backend="native")
+        assert lists.flatten().tolist() == wanted and counts.item() == min(count, 5)
+    with pytest.raises(ValueError, match="takes no mask"):
+        select_blocks(torch.ones(1, 1, 1, 1), k, 1, limit, mask=k[..., 0][:, :, None] > 0, backend="native")
 
 
 def test_pooling_is_a_mean_in_fp32():

@@ -64,6 +64,7 @@ class FakeModel:
 
     def __init__(self, kind):
         self.kind, self.autoencoder, self.device = kind, FakeAutoencoder(), "cpu"
+        self.pool = SimpleNamespace(limit=10_000)
 
     def start(self, seed=0, memory="memory", steps=None):
         return FakeSession(self, seed, memory)

@@ -1,5 +1,6 @@
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ class Player:
 
     def __init__(self, answers, context):
         self.answers, self.context, self.device, self.autoencoder = answers, context, "cpu", self
+        self.pool = SimpleNamespace(limit=10_000)
         self.time = 0
 
     def encode(self, frames):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from decmem_env.revisit import Contender, cells, evaluate, records, text_table
+from decmem_env.revisit.evaluate import batches
 from decmem_env.revisit.table import find, sharpness_ratio
 
 
@@ -74,6 +75,21 @@ def test_progress_ends_at_the_total(run):
     run("oracle", report=lambda name, done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1]
     assert all(a[0] < b[0] for a, b in zip(seen, seen[1:], strict=False))
+
+
+def test_batches_fit_the_memory(fakes):
+    scripts = [fakes.turn_away(world) for world in range(7)]
+    model = fakes.Model("oracle")
+    contenders = [Contender("memory", model, "memory")]
+    pages = 10 + 3 * (len(scripts[0].poses) - 10 + 2)
+    for limit, sizes in ((100 * pages, [3, 3, 1]), (2 * pages, [2, 2, 2, 1]), (pages, [1] * 7)):
+        model.pool.limit = limit
+        found = list(batches(scripts, 9, 3, contenders))
+        assert [len(part) for part in found] == sizes
+        assert sorted(sum(found, [])) == list(range(7))
+    model.pool.limit = pages - 1
+    with pytest.raises(ValueError, match="fewer --seeds"):
+        list(batches(scripts, 9, 3, contenders))
 
 
 def test_scores_repeat(run):

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from decmem_env.conventions.actions import Action, discrete_to_vector
 from decmem_env.conventions.poses import MAX_PITCH, WALK_SPEED, integrate_kinematic
-from decmem_env.worlds import Simulator, generate_world
+from decmem_env.worlds import Simulator, generate_world, native_player, step_all
+from decmem_env.worlds import simulator as simulator_module
 from decmem_env.worlds.blocks import AIR, ID, PLACED
 from decmem_env.worlds.hands import target
 
@@ -192,3 +194,41 @@ def test_bad_input_is_named(flat, act):
     with pytest.raises(ValueError, match="share"):
         flat.blocks[131, 128, 10:13] = ID["brick"]
         Simulator.shared([flat], [0], flat.spawn[None]).step(act(attack=1))
+
+
+@pytest.mark.skipif(native_player.load() is None, reason="no C compiler")
+def test_native_movement_gives_the_same_bits(monkeypatch):
+    rng = np.random.default_rng(3)
+    worlds = [generate_world(seed) for seed in (7_000_001, 7_000_002)]
+    index = np.arange(400) % 2
+    starts = np.stack([worlds[i].spawn for i in index])
+    starts[:, 0] = rng.uniform(-2, 258, len(index))  # also beyond the sides, inside hills, in and under water
+    starts[:, 1] = rng.uniform(0, 60, len(index))
+    starts[:, 2] = rng.uniform(-2, 258, len(index))
+    actions = np.zeros((60, len(index), 25), np.float32)
+    moves = [Action.FORWARD, Action.BACK, Action.LEFT, Action.RIGHT, Action.JUMP]
+    actions[..., moves] = rng.random((60, len(index), len(moves))) < 0.5
+    actions[..., Action.FORWARD] *= rng.random((60, len(index)))
+    actions[..., Action.CAMERA_YAW] = rng.uniform(-1, 1, (60, len(index)))
+    paths = []
+    for library in (native_player.load, lambda: None):
+        monkeypatch.setattr(simulator_module, "load", library)
+        players = Simulator.shared(worlds, index, starts)
+        paths.append(np.stack([np.concatenate([players.step(a), players._rise[:, None]], 1) for a in actions]))
+    assert np.array_equal(*paths)
+    assert (np.abs(np.diff(paths[0][..., :3], axis=0)) > 0).any(0).mean() > 0.3
+
+
+def test_players_step_together_as_alone():
+    worlds = [generate_world(seed) for seed in (7_000_001, 7_000_002, 7_000_001)]
+    together, alone = ([Simulator([world]) for world in worlds] for _ in range(2))
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        actions = np.stack([discrete_to_vector(int(i)) for i in rng.integers(12, size=3)])
+        poses = step_all(together, actions)
+        assert np.array_equal(poses, np.concatenate([one.step(a[None]) for one, a in zip(alone, actions, strict=True)]))
+    assert [one.edits for one in together] == [one.edits for one in alone] and any(one.edits for one in alone)
+    for one, other in zip(together, alone, strict=True):
+        assert np.array_equal(one.blocks, other.blocks)
+    with pytest.raises(ValueError, match=r"expected \[3, 25\]"):
+        step_all(together, actions[:2])

@@ -7,7 +7,6 @@ the model's aspect ratio before resizing, so that pixels stay square and the ver
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +15,15 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from decmem_env.conventions.clip_index import read_clip_index
+
 from ..config import ConfigError
 from .stream import Episodes
 from .voxel import VALIDATION_JOB
 
 
 def read_index(path: str | Path) -> list[tuple[Path, Path]]:
-    """Read a CSV of clips; relative paths are relative to the CSV's folder or, failing that, to the current one.
+    """Read a CSV of clips (`conventions.clip_index`).
 
     Returns:
         (video, actions) pairs in the file's order.
@@ -30,25 +31,10 @@ def read_index(path: str | Path) -> list[tuple[Path, Path]]:
     Raises:
         ConfigError: The file, a column or a clip is missing.
     """
-    index = Path(path)
-    if not index.is_file():
-        raise ConfigError(f"data.csv={index}: no such file (make one with `decmem data index`)")
-    with index.open(newline="") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        if "video_path" not in columns or "action_path" not in columns:
-            raise ConfigError(f"{index} has the columns {columns}: expected video_path,action_path")
-        rows = [(row["video_path"], row["action_path"]) for row in reader]
-    if not rows:
-        raise ConfigError(f"{index} names no clips")
-
-    def locate(name: str) -> Path:
-        for candidate in (index.parent / name, Path(name)):
-            if candidate.is_file():
-                return candidate
-        raise ConfigError(f"{index} names {name}, which does not exist")
-
-    return [(locate(video), locate(action)) for video, action in rows]
+    try:
+        return read_clip_index(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"data.csv={path}: {error}") from None
 
 
 def fit_frames(frames: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

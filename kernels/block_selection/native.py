@@ -1,0 +1,77 @@
+"""Block selection on the CPU by `select.c`: one scan of the pooled keys, scores and top-k together.
+
+The time is that of reading the pooled keys once (fp32: 16-bit keys would halve it, but then near ties fall otherwise
+than in training). The torch twin that computes the same is `naive.py`, also used where there is no compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...conventions.native import built, threads
+
+_SOURCE = Path(__file__).with_name("select.c")
+
+
+@functools.lru_cache(maxsize=1)
+def load() -> ctypes.CDLL | None:
+    """The library with its argument types set, or None without a compiler."""
+    path = built(_SOURCE)
+    if path is None:
+        return None
+    library = ctypes.CDLL(str(path))
+    pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    library.select_blocks.argtypes = [
+        *[pointer] * 2, *[long] * 3, pointer, integer, pointer, *[integer] * 7, *[pointer] * 2, integer,
+    ]  # fmt: skip
+    library.select_blocks.restype = integer
+    return library
+
+
+def select_blocks_native(
+    q_pooled: Tensor, k_pooled: Tensor, k: int, limit: Tensor, first: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Select as :func:`.naive.select_blocks_naive` does; ties go to the lowest index, NaN and -inf are not chosen.
+
+    Args:
+        q_pooled: ``[B, H, NQ, D]`` on the CPU.
+        k_pooled: ``[B or 1, H, NK, D]``; read in place if fp32 with contiguous channels.
+        k: most blocks to select.
+        limit: int32 ``[B or 1, NQ]``, one past the last allowed key block.
+        first: int32 ``[B or 1, NQ]`` or None, first allowed key block.
+
+    Returns:
+        lists int32 ``[B, H, NQ, k]``, ascending, 0 past the count; counts int32 ``[B, H, NQ]``.
+
+    Raises:
+        RuntimeError: the library could not be built.
+        MemoryError: no memory for the candidates.
+    """
+    library = load()
+    if library is None:
+        raise RuntimeError("select_blocks: backend 'native' needs a C compiler (gcc or clang); use backend='naive'")
+    batch, heads, num_queries, dim = q_pooled.shape
+    lists = torch.zeros((batch, heads, num_queries, k), dtype=torch.int32)
+    counts = torch.zeros((batch, heads, num_queries), dtype=torch.int32)
+    num_keys = k_pooled.shape[2]
+    if lists.numel() == 0 or num_keys == 0:
+        return lists, counts
+    q, keys, limit = q_pooled.float().contiguous(), k_pooled.float(), limit.contiguous()
+    if keys.stride(3) != 1:
+        keys = keys.contiguous()
+    first = None if first is None else first.contiguous()
+    failed = library.select_blocks(
+        q.data_ptr(), keys.data_ptr(), keys.stride(0) if keys.shape[0] > 1 else 0, keys.stride(1), keys.stride(2),
+        limit.data_ptr(), num_queries if limit.shape[0] > 1 else 0,
+        0 if first is None else first.data_ptr(), num_queries if first is not None and first.shape[0] > 1 else 0,
+        batch, heads, num_queries, num_keys, dim, k,
+        lists.data_ptr(), counts.data_ptr(), threads(torch.get_num_threads()),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("select_blocks: no memory for the candidates of a scan")
+    return lists, counts
