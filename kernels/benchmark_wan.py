@@ -224,17 +224,36 @@ def time_history(x: Inputs, backends: list[str], gemm: float, backward: bool, se
         if backward:
             ms = backward_ms(x, backend, 20)
             row[backend] |= {"backward_ms": ms, "backward_tflops": 2.5 * x.flops / ms * 1e-9}
-    if not selection:
-        return row
+    if selection:
+        row["selection"] = time_selection(x)
+    return row
+
+
+def time_selection(x: Inputs) -> dict[str, float]:
+    """Microseconds to choose the blocks: as called, as a CUDA graph, and by ``torch.topk``.
+
+    Raises:
+        RuntimeError: the chosen blocks do not have the best scores.
+    """
     pooled_q, pooled_k = pool_blocks(x.q, BLOCK), pool_blocks(x.k, BLOCK)
     limit = torch.full((1, pooled_q.shape[2]), pooled_k.shape[2], dtype=torch.int32, device="cuda")
-    row["selection_us"] = 1e3 * flushed_ms(lambda: select_blocks(pooled_q, pooled_k, TOP, limit))
-    row["selection_topk_us"] = 1e3 * flushed_ms(lambda: select_blocks(pooled_q, pooled_k, TOP, limit, backend="naive"))
+    scores = pooled_q.double() @ pooled_k.double().transpose(-1, -2)
+    chosen, best = (
+        scores.gather(-1, select_blocks(pooled_q, pooled_k, TOP, limit, backend=b)[0].long()).sort(-1).values
+        for b in ("triton", "naive")
+    )
+    worst = float((chosen - best).abs().max() / scores.std())
+    if worst > 1e-4:
+        raise RuntimeError(f"the selected blocks miss the best scores by {worst:.1e} of their spread")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         select_blocks(pooled_q, pooled_k, TOP, limit)
-    row["selection_graph_us"] = 1e3 * flushed_ms(graph.replay)
-    return row
+    return {
+        "us": 1e3 * flushed_ms(lambda: select_blocks(pooled_q, pooled_k, TOP, limit)),
+        "graph_us": 1e3 * flushed_ms(graph.replay),
+        "topk_us": 1e3 * flushed_ms(lambda: select_blocks(pooled_q, pooled_k, TOP, limit, backend="naive")),
+        "worst": worst,
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
