@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import cuda_driver
 from .hopper_source import AnyPlan, ColumnsPlan, GradientsPlan, Plan, best_strip, source
-from .inverse import InverseLists
+from .inverse import InverseLists, invert_lists
 
 # Two or three warpgroups of 64 query rows; a key block's pieces are unrolled. Smaller blocks suit the Triton kernel.
 Q_BLOCKS, KV_BLOCKS = (65, 192), (40, 320)
@@ -23,6 +23,8 @@ FORWARD: str = "rows"
 GRADIENTS: str = "apart"
 # Rows of a strip of those two kernels; None for the best.
 STRIP: int | None = None
+# Shared memory in which lists are inverted; larger ones are sorted.
+INVERT_SHARED_BYTES = 200_000
 # A last round that fills fewer programs than this is cut into equal shares for all.
 _SHARE_BELOW = 0.9
 
@@ -65,22 +67,25 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, q_block: int, kv_block: int, sc
     return None
 
 
-def _names(plan: AnyPlan) -> tuple[str, str]:
-    """The main kernel of a plan and the small one beside it."""
+def _names(plan: AnyPlan) -> tuple[str, ...]:
+    """The main kernel of a plan and the small ones beside it."""
     if isinstance(plan, ColumnsPlan):
         return "forward_columns", "combine"
     if isinstance(plan, GradientsPlan):
-        return "gradients", "prepare"
+        return "gradients", "prepare", "invert"
     return ("query_gradient", "add") if plan.gradient else ("forward", "combine")
 
 
 @functools.cache
-def _kernels(plan: AnyPlan, device: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p] | None:
+def _kernels(plan: AnyPlan, device: int) -> tuple[ctypes.c_void_p, ...] | None:
     """The compiled kernels, or None (said once) where they cannot be built."""
     try:
         module = cuda_driver.Module(cuda_driver.compile_source(source(plan), "sm_90a"))
-        main, small = _names(plan)
-        return module.kernel(f"block_sparse_{main}", plan.shared_bytes), module.kernel(f"block_sparse_{small}")
+        shared = {"invert": INVERT_SHARED_BYTES}
+        main, *small = _names(plan)
+        kernels = [module.kernel(f"block_sparse_{main}", plan.shared_bytes)]
+        kernels += [module.kernel(f"block_sparse_{name}", shared.get(name, 0)) for name in small]
+        return tuple(kernels)
     except (cuda_driver.CudaError, OSError) as error:
         text = f"block_sparse_attention: no Hopper kernel for {plan}, the Triton kernel is used instead: {error}"
         warnings.warn(text, RuntimeWarning, stacklevel=2)
@@ -209,6 +214,32 @@ def gradients_plan(q: Tensor, q_block: int, kv_block: int, sizes: bool) -> Gradi
         return plan if _kernels(plan, q.device.index or 0) else None
 
 
+def _stride(x: Tensor, axis: int) -> int:
+    return x.stride(axis) if x.shape[axis] > 1 else 0
+
+
+def _invert(plan: GradientsPlan, lists: Tensor, counts: Tensor, kv_blocks: int) -> InverseLists:
+    """Inverse lists, in one launch where they fit in shared memory."""
+    batch, heads, q_blocks, length = lists.shape
+    shared = 4 * (kv_blocks + q_blocks * length + 1024)
+    if shared > INVERT_SHARED_BYTES:
+        return invert_lists(lists, counts, kv_blocks)
+    lists, counts = (x if x.stride(-1) == 1 else x.contiguous() for x in (lists, counts))
+    offsets = torch.empty(batch * heads * kv_blocks + 1, dtype=torch.int64, device=lists.device)
+    entries = torch.empty(lists.numel(), dtype=torch.int32, device=lists.device)
+    device = lists.device.index or 0
+    with torch.cuda.device(device):
+        kernels = _kernels(plan, device)
+        if kernels is None:
+            raise cuda_driver.CudaError(f"the Hopper kernel for {plan} could not be built")
+        pointers = [ctypes.c_void_p(x.data_ptr()) for x in (lists, counts, offsets, entries)]
+        strides = [_stride(lists, 0), _stride(lists, 1), lists.stride(2), _stride(counts, 0), _stride(counts, 1)]
+        numbers = [ctypes.c_int(x) for x in (heads, q_blocks, length, kv_blocks)]
+        longs = [ctypes.c_int64(x) for x in strides]
+        cuda_driver.launch(kernels[2], batch * heads, 1024, shared, *pointers, *longs, *numbers)
+    return InverseLists(offsets, entries)
+
+
 def gradients(
     plan: GradientsPlan,
     grad_out: Tensor,
@@ -219,7 +250,8 @@ def gradients(
     out: Tensor,
     lse: Tensor,
     lists: Tensor,
-    inverse: InverseLists,
+    counts: Tensor,
+    inverse: InverseLists | None,
     kv_sizes: Tensor | None,
     scale: float,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -234,8 +266,9 @@ def gradients(
         v: see ``q``.
         out: contiguous output of :func:`forward`.
         lse: contiguous log-sum-exp of :func:`forward`.
-        lists: see ``q``; only its shape.
-        inverse: of ``lists``.
+        lists: see ``q``.
+        counts: see ``q``.
+        inverse: of ``lists``, None to compute it.
         kv_sizes: see ``q``.
         scale: see ``q``.
 
@@ -247,6 +280,7 @@ def gradients(
     """
     batch, heads, tokens, _ = q.shape
     key_batch, kv_blocks = k.shape[0], k.shape[2] // plan.kv_block
+    inverse = inverse or _invert(plan, lists, counts, kv_blocks)
     device = q.device.index or 0
     grad_lse = grad_lse.contiguous()
     rows = torch.empty((batch, heads, tokens, 2), dtype=torch.float32, device=q.device)
@@ -309,16 +343,13 @@ def _launch(
         part_out = torch.empty((parts, plan.q_block, dim), dtype=torch.float32, device=q.device)
         part_lse = torch.empty((parts, plan.q_block), dtype=torch.float32, device=q.device)
 
-        def stride(x: Tensor, axis: int) -> int:
-            return x.stride(axis) if x.shape[axis] > 1 else 0
-
         sizes = counts if kv_sizes is None else kv_sizes
         total = whole + rest + 2 * programs
         redo = torch.empty(total, dtype=torch.int32, device=q.device) if columns else None
         fields = struct.pack(
             "<9Q5q6if", *(x.data_ptr() for x in (lists, counts, sizes, out, lse, delta, part_out, part_lse)),
             0 if redo is None else redo.data_ptr(),
-            stride(lists, 0), stride(lists, 1), lists.stride(2), stride(counts, 0), stride(counts, 1),
+            _stride(lists, 0), _stride(lists, 1), lists.stride(2), _stride(counts, 0), _stride(counts, 1),
             heads, q_blocks, k.shape[2] // plan.kv_block, int(k.shape[0] > 1), whole, rest, scale,
         )  # fmt: skip
         fast = _kernels(columns, device) if columns else None

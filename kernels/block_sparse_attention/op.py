@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .inverse import InverseLists, invert_lists
+from .inverse import InverseLists
 
 
 @torch.library.custom_op("decmem::block_sparse_attention", mutates_args=())
@@ -88,9 +88,8 @@ def sparse_backward(
         grad_out = grad_out.contiguous()
         plan = hopper.gradients_plan(q, q_block, kv_block, kv_sizes is not None)
         if plan is not None:
-            inverse = inverse or invert_lists(lists, counts, k.shape[2] // kv_block)
             grad_q, *keys = hopper.gradients(
-                plan, grad_out, grad_lse, q, k, v, out, lse, lists, inverse, kv_sizes, scale
+                plan, grad_out, grad_lse, q, k, v, out, lse, lists, counts, inverse, kv_sizes, scale
             )
             if grad_q is not None:
                 return grad_q, keys[0], keys[1]

@@ -204,13 +204,17 @@ def test_emulated_gradients_match_naive(shape, programs, factor, query, tmp_path
     inverse = invert_lists(lists, counts, blocks)
     batch, heads, tokens, dim = q.shape
     fetch = 1 if blocks < 8 else 3
-    head = [batch, heads, tokens // options["q_block"], blocks, len(inverse.entries), programs, fetch, k.shape[0]]
+    head = [batch, heads, tokens // options["q_block"], blocks, lists.shape[3], programs, fetch, k.shape[0]]
     tensors = [q, k.masked_fill(past, math.nan), v.masked_fill(past, math.nan), grad, out.detach().bfloat16()]
-    tensors += [lse.detach(), grad_lse, *inverse, sizes]
+    tensors += [lse.detach(), grad_lse, lists, counts, sizes]
     raw = run_emulator(plan, "hopper_gradients_emulator.cpp", [*head, *lists.shape[:2]], tensors, tmp_path)
     got = [torch.frombuffer(raw[: 4 * q.numel()], dtype=torch.float32).view(q.shape)]
-    rest = torch.frombuffer(raw[4 * q.numel() :], dtype=torch.bfloat16)
-    got += [x.view(k.shape) for x in rest.split(k.numel())]
+    keys, rest = raw[4 * q.numel() :][: 4 * k.numel()], raw[4 * (q.numel() + k.numel()) :]
+    got += [x.view(k.shape) for x in torch.frombuffer(keys, dtype=torch.bfloat16).split(k.numel())]
+    offsets = torch.frombuffer(rest[: 8 * len(inverse.offsets)], dtype=torch.int64)
+    entries = torch.frombuffer(rest[8 * len(inverse.offsets) :], dtype=torch.int32)
+    used = int(inverse.offsets[-1])
+    assert torch.equal(offsets, inverse.offsets) and torch.equal(entries[:used], inverse.entries[:used])
     for name, a, b in list(zip(("dq", "dk", "dv"), got, want, strict=True))[0 if query else 1 :]:
         assert not a.isnan().any(), name
         assert float((a.float() - b).norm() / b.norm()) < 1e-2, name
@@ -231,6 +235,8 @@ SHAPES = {
     "64 channels": {"q_block": 110, "kv_block": 110, "dim": 64, "sizes": True},
     "mixed": {"q_block": 65, "kv_block": 45, "dim": 128, "blocks": 12, "length": 9, "queries": 5},
     "large": {"q_block": 192, "kv_block": 320, "dim": 64, "blocks": 4, "length": 4, "batch": 1},
+    "long": {"q_block": 147, "kv_block": 147, "dim": 128, "blocks": 70, "length": 60, "batch": 1, "sizes": True},
+    "long, two warpgroups": {"q_block": 128, "kv_block": 128, "dim": 128, "blocks": 70, "length": 60, "batch": 1},
     "two rounds": {"q_block": 147, "kv_block": 147, "dim": 128, "queries": 80, "blocks": 7, "length": 5, "batch": 2},
 }
 
@@ -240,7 +246,10 @@ class TestOnHopper:
 
     @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_matches_naive(self, shape, dtype):
+    @pytest.mark.parametrize("kernels", ["rows", "columns"])
+    def test_matches_naive(self, shape, dtype, kernels, monkeypatch):
+        monkeypatch.setattr(hopper, "FORWARD", kernels)
+        monkeypatch.setattr(hopper, "GRADIENTS", "together" if kernels == "columns" else "apart")
         q, k, v, lists, counts, options = make(**shape, device="cuda", dtype=dtype)
         for factor in (1.0, 4.0, 16.0):
             leaves = (q * factor, k, v)
@@ -248,6 +257,17 @@ class TestOnHopper:
             got = run("hopper", *leaves, lists, counts, options)
             assert_near(got[:2], want[:2], 5e-3)
             assert_near(got, want, 1e-2)
+
+    def test_logits_that_outgrow_the_reference(self, monkeypatch):
+        """The first keys' logits lie 200 below the rest: another kernel does the block again."""
+        monkeypatch.setattr(hopper, "FORWARD", "columns")
+        shape = {"q_block": 147, "kv_block": 147, "dim": 128, "blocks": 6, "length": 6, "batch": 1}
+        q, k, v, lists, counts, options = make(**shape, device="cuda", dtype=torch.bfloat16)
+        lists, counts = torch.arange(6).expand_as(lists).int().cuda().contiguous(), torch.full_like(counts, 6)
+        q, k = q / 8 + 2.0, k / 8 + 5.0
+        k[:, :, :147] -= 10.0
+        want = run("naive", q.float(), k.float(), v.float(), lists, counts, options, grad=False)
+        assert_near(run("hopper", q, k, v, lists, counts, options, grad=False), want, 5e-3)
 
     def test_unlisted_memory_is_never_used(self):
         shape = {"q_block": 147, "kv_block": 147, "dim": 128, "blocks": 8, "sizes": True, "key_batch": 1, "seed": 2}
