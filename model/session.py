@@ -129,10 +129,39 @@ class Session:
             parts = [
                 self.model.autoencoder.encode(part.to(self.model.device)).float() for part in pixels.split(ENCODE_BATCH)
             ]
-            index = np.arange(self.next_frame, self.next_frame + count)
+            self.observe_latents(torch.cat(parts), actions, poses, progress)
+
+    def observe_latents(
+        self,
+        latents: Tensor,
+        actions: NDArray[np.float32],
+        poses: NDArray[np.float64],
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Let frames that are encoded already enter the memory.
+
+        Args:
+            latents: fp32 [T, C, h, w] on the model's device, T a multiple of the chunk.
+            actions: float32 [T, A], at the rate of latents (`video_rate.to_latent_rate`).
+            poses: float64 [T, 5], likewise.
+            progress: Called with the number of latent frames done since the last call.
+
+        Raises:
+            ValueError: Wrong shape.
+        """
+        cfg = self.model.config
+        self._open()
+        count = len(latents)
+        wanted = (count, *cfg.autoencoder.latent_shape), (count, cfg.action_channels), (count, 5)
+        if (tuple(latents.shape), actions.shape, poses.shape) != wanted or not count or count % cfg.chunk:
+            raise ValueError(
+                f"latents {tuple(latents.shape)}, actions {actions.shape} and poses {poses.shape}: expected "
+                f"{wanted[0]}, {wanted[1]} and {wanted[2]}, a multiple of the chunk of {cfg.chunk}"
+            )
+        with self.model.lock:
             if self.origin is None:
                 self.origin = poses[0].copy()
-            fresh = Pending(torch.cat(parts), actions, poses, index)
+            fresh = Pending(latents, actions, poses, np.arange(self.next_frame, self.next_frame + count))
             waiting = self.pending is not None
             self.model.commit(self, _split(_joined(self.pending, fresh), cfg.chunk), progress)
             self.next_frame += count
