@@ -67,6 +67,7 @@ class DataConfig:
         min_fill: Worlds or trajectories that must be there before the first step.
         refresh_ratio: New frames encoded per frame trained (dynamics); worlds added per step at most (autoencoder).
         splice: Share of clips made of two or three pieces of a trajectory with time gaps.
+        aged: Share of clips whose earlier part is made older, up to two hours, than the trajectory says.
         frame_offset: Frame indices start at a random number up to this.
     """
 
@@ -85,6 +86,7 @@ class DataConfig:
     min_fill: int = 192
     refresh_ratio: float = 0.25
     splice: float = 0.5
+    aged: float = 0.5
     frame_offset: int = 4096
 
 

@@ -7,7 +7,7 @@ import torch
 from decmem_env.trainers.config import ConfigError, load_config
 from decmem_env.trainers.data.frames import FramePool
 from decmem_env.trainers.data.latents import LatentPool
-from decmem_env.trainers.data.splice import revisit_table, sample_clip
+from decmem_env.trainers.data.splice import OLDEST, YOUNGEST, age, revisit_table, sample_clip
 from decmem_env.trainers.data.stream import Episodes, EpisodeStream
 from decmem_env.trainers.data.voxel import VALIDATION_JOB, VALIDATION_SEED, EpisodeRenderer, VoxelJob
 from decmem_env.trainers.data.worldmem import ClipJob, fit_frames, read_index
@@ -99,12 +99,31 @@ def test_latent_pool_is_a_ring_and_its_clips_match():
     for _ in range(3):
         pool.refresh(32)
     assert pool.added > 4 and pool.count == 4
-    batch = pool.sample(3, 8, 0.5, 4096, np.random.default_rng(0))
+    batch = pool.sample(3, 8, 0.5, 0.5, 4096, np.random.default_rng(0))
     assert batch.latents.shape == (3, 8, 1, 6, 10) and batch.actions.shape == (3, 8, 25)
     assert batch.projective.shape == (3, 8, 4, 4) and batch.frame_index.dtype == torch.int64
     assert (batch.latents.flatten(1).std(1) == 0).all()  # one trajectory a clip
     identity = batch.projective @ batch.projective_inverse
     assert torch.allclose(identity, torch.eye(4).expand_as(identity), atol=1e-5)
+
+
+def test_aged_clips_are_older_before_one_place_and_show_the_same():
+    rng = np.random.default_rng(1)
+    whole, spliced = np.arange(5, 25), np.r_[3:10, 40:53]
+    for index, places in ((whole, range(1, 20)), (spliced, [7])):
+        gaps = []
+        for _ in range(300):
+            later = age(index, rng) - index
+            place = int(np.argmax(later > 0))
+            assert place in places and (later[:place] == 0).all() and len(set(later[place:])) == 1
+            gaps.append(later[-1])
+        assert YOUNGEST <= min(gaps) < 200 and 20_000 < max(gaps) <= OLDEST
+    pool = pool_of(4)
+    pool.fill(4)
+    young, old = (pool.sample(3, 8, 0.5, aged, 0, np.random.default_rng(0)) for aged in (0.0, 1.0))
+    assert (old.frame_index[:, -1] >= YOUNGEST).all() and (young.frame_index < 32).all()
+    for name in ("latents", "actions", "projective"):
+        assert getattr(old, name).shape == getattr(young, name).shape
 
 
 def test_refresh_spends_no_more_than_its_allowance():

@@ -13,7 +13,7 @@ from torch import Tensor
 from decmem_env.conventions.actions import Action
 from decmem_env.conventions.poses import normalised_intrinsics, projective_matrices
 
-from .splice import revisit_table, sample_clip
+from .splice import age, revisit_table, sample_clip
 from .stream import Episodes, EpisodeStream
 from .voxel import EpisodeRenderer
 
@@ -129,8 +129,10 @@ class LatentPool:
         while self.allowance > 0 and (episodes := self.stream.poll()) is not None:
             self.allowance -= self._insert(episodes)
 
-    def sample(self, count: int, frames: int, splice: float, offset: int, rng: np.random.Generator) -> ClipBatch:
-        """Draw clips of `frames` frames."""
+    def sample(
+        self, count: int, frames: int, splice: float, aged: float, offset: int, rng: np.random.Generator
+    ) -> ClipBatch:
+        """Draw clips of `frames` frames; shares `splice` and `aged` have gaps, and earlier parts made older."""
         which = rng.integers(0, self.count, count)
         index = np.stack(
             [sample_clip(self.tables[w], self.length, frames, splice, rng, self._changes(w)) for w in which]
@@ -140,5 +142,6 @@ class LatentPool:
         take = torch.from_numpy(rows * self.length + index)
         take = take.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else take
         latents = self.latents.flatten(0, 1)[take]
+        times = np.stack([age(row, rng) if rng.random() < aged else row for row in index])
         start = rng.integers(0, offset + 1, (count, 1))
-        return make_batch(latents, self.actions[rows, index], self.poses[rows, index], index + start)
+        return make_batch(latents, self.actions[rows, index], self.poses[rows, index], times + start)

@@ -9,6 +9,7 @@ from decmem_env.conventions.poses import wrap_degrees
 
 STRIDE = 4  # resolution of the revisit table, in frames
 NEAR_BLOCKS, NEAR_DEGREES = 2.0, 20.0  # a little wider than the measures' "near"
+YOUNGEST, OLDEST = 64, 65536  # frames that `age` adds: at most two hours
 
 
 def revisit_table(poses: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -87,3 +88,22 @@ def sample_clip(
             start = int(rng.choice(starts, p=weight / weight.sum()))
         chosen.append(np.arange(start, start + sizes[k]))
     return np.concatenate(chosen)
+
+
+def age(index: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Let more time pass at one place of a clip: what came before is as old as in a session of hours.
+
+    The place is one where the clip jumps already, else any. Without this, a model whose trajectories have L frames has
+    never met a memory older than that, and falls apart when it does.
+
+    Args:
+        index: int64 [T], ascending frame numbers.
+        rng: Randomness.
+
+    Returns:
+        int64 [T], ascending; later frames are later by the same number, log-uniform up to `OLDEST`.
+    """
+    jumps = np.flatnonzero(np.diff(index) > 1) + 1
+    place = int(rng.choice(jumps)) if len(jumps) else int(rng.integers(1, len(index)))
+    later = int(np.exp(rng.uniform(np.log(YOUNGEST), np.log(OLDEST))))
+    return index + later * (np.arange(len(index)) >= place)
