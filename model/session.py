@@ -16,6 +16,7 @@ from ..conventions.actions import validate_vector
 from ..conventions.poses import validate_poses
 from .attention import BlockLists
 from .memory import MemoryBank
+from .video_stream import VideoStream
 
 if TYPE_CHECKING:
     from .snapshot import Snapshot
@@ -80,6 +81,10 @@ class Session:
         self.bank = MemoryBank(model.pool)
         self.generator = torch.Generator().manual_seed(self.seed)
         self.pending: Pending | None = None
+        # `video` stands before the pending chunk until `shown` holds its frames, and behind it from then on.
+        self.video = model.autoencoder.stream(model.decoder)
+        self.shown: Tensor | None = None
+        self.generated = False
         self.origin: NDArray[np.float64] | None = None
         self.next_frame = 0
         self.forks = 0
@@ -125,16 +130,24 @@ class Session:
             )
         if count % cfg.chunk:
             raise ValueError(f"{count} frames: expected a multiple of the chunk of {cfg.chunk}")
+        if self.generated and self.model.autoencoder.reach:
+            raise ValueError(
+                "this session has generated frames, and its autoencoder encodes a video without gaps: observe before "
+                "the first step, or start another session"
+            )
         with self.model.lock:
-            parts = [
-                self.model.autoencoder.encode(part.to(self.model.device)).float() for part in pixels.split(ENCODE_BATCH)
-            ]
+            before, self.video = self.video, self.video.fork()
+            parts = [self.video.encode(part.to(self.model.device)) for part in _parts(self.video, pixels)]
             index = np.arange(self.next_frame, self.next_frame + count)
             if self.origin is None:
                 self.origin = poses[0].copy()
             fresh = Pending(torch.cat(parts), actions, poses, index)
             waiting = self.pending is not None
-            self.model.commit(self, _split(_joined(self.pending, fresh), cfg.chunk), progress)
+            try:
+                self.model.commit(self, _split(_joined(self.pending, fresh), cfg.chunk), progress)
+            except BaseException:
+                self.video = before
+                raise
             self.next_frame += count
         if progress is not None and not waiting:
             progress(cfg.chunk)
@@ -156,6 +169,7 @@ class Session:
                 child.generator.set_state(self.generator.get_state())
                 child.forks = self.forks
             child.pending, child.origin, child.next_frame = self.pending, self.origin, self.next_frame
+            child.video, child.shown, child.generated = self.video.fork(), self.shown, self.generated
             child.record_lists = self.record_lists
             children.append(child)
         return children
@@ -168,7 +182,7 @@ class Session:
         return Snapshot.of(self)
 
     def decode_context(self) -> NDArray[np.uint8]:
-        """The newest chunk as the autoencoder shows it, uint8 [c, H, W, 3].
+        """The newest chunk as the autoencoder shows it, uint8 [F, H, W, 3].
 
         Raises:
             ValueError: Nothing was observed or generated yet.
@@ -176,7 +190,27 @@ class Session:
         if self.pending is None:
             raise ValueError("this session has no frame yet: observe some, or step")
         with self.model.lock:
-            return self.model.autoencoder.decode(self.pending.latents).cpu().numpy()
+            return self.show().cpu().numpy()
+
+    def show(self) -> Tensor:
+        """Decode the pending chunk, once; uint8 [F, H, W, 3]."""
+        assert self.pending is not None
+        if self.shown is None:
+            self.shown = self.video.decode(self.pending.latents)
+        return self.shown
+
+    def replace_pending(self, pending: Pending, between: Tensor | None = None) -> None:
+        """Make another chunk the newest one.
+
+        Args:
+            pending: The chunk.
+            between: Latents [n, C, h, w] that came between the old one and this one.
+        """
+        if self.shown is None and self.pending is not None:
+            self.video.skip(self.pending.latents)
+        if between is not None:
+            self.video.skip(between)
+        self.pending, self.shown = pending, None
 
     @property
     def pose(self) -> NDArray[np.float64] | None:
@@ -217,7 +251,8 @@ class Session:
     def close(self) -> None:
         """Give the memory back; the session cannot be used any more."""
         self.bank.close()
-        self.pending, self.closed = None, True
+        self.pending, self.shown, self.closed = None, None, True
+        self.video = self.model.autoencoder.stream()
 
     def _open(self) -> None:
         if self.closed:
@@ -239,6 +274,12 @@ def _joined(first: Pending | None, second: Pending) -> Pending:
         np.concatenate([first.poses, second.poses]),
         np.concatenate([first.frame_index, second.frame_index]),
     )
+
+
+def _parts(video: VideoStream, frames: Tensor) -> list[Tensor]:
+    """Cut frames so that few of them lie on the device at a time."""
+    lead = len(frames) % video.encoder.frames_per_latent
+    return [part for part in (frames[:lead], *frames[lead:].split(ENCODE_BATCH)) if len(part)]
 
 
 def _split(frames: Pending, chunk: int) -> tuple[Pending, Pending]:
