@@ -157,11 +157,21 @@ def retrieve(q: Tensor, k: Tensor, limit: Tensor, config: ModelConfig) -> BlockL
     return BlockLists(lists, counts)
 
 
-def block_table(lists: Tensor, counts: Tensor, blocks: int) -> BlockLists:
-    """Lists of frames [B, 1, Q, L] as lists of their blocks, for each query block: [B, 1, Q * M, L * M]."""
-    inside = torch.arange(blocks, device=lists.device, dtype=torch.int32)
-    flat = (lists[..., None] * blocks + inside).flatten(3)
-    return BlockLists(flat.repeat_interleave(blocks, 2), (counts * blocks).repeat_interleave(blocks, 2))
+def block_table(lists: Tensor, counts: Tensor, queries: int, keys: int) -> BlockLists:
+    """Lists of frames [B, 1, Q, L] as lists of their parts, for each part of a query frame.
+
+    Args:
+        lists: Of frames.
+        counts: [B, 1, Q].
+        queries: Parts of a query frame.
+        keys: Parts of a key frame.
+
+    Returns:
+        Lists [B, 1, Q * queries, L * keys].
+    """
+    inside = torch.arange(keys, device=lists.device, dtype=torch.int32)
+    flat = (lists[..., None] * keys + inside).flatten(3)
+    return BlockLists(flat.repeat_interleave(queries, 2), (counts * keys).repeat_interleave(queries, 2))
 
 
 def union_lists(retrieved: BlockLists, local: BlockLists) -> BlockLists:

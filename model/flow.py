@@ -20,11 +20,17 @@ def clean_estimate(noisy: Tensor, velocity: Tensor, time: Tensor) -> Tensor:
     return noisy - time[..., None, None, None].to(noisy.dtype) * velocity
 
 
-def schedule(steps: int) -> list[float]:
-    """Flow times at which the model is called, from 1 down: evenly spaced."""
+def schedule(steps: int, shift: float = 1.0) -> list[float]:
+    """Flow times at which the model is called, from 1 down: evenly spaced, then shifted towards noise.
+
+    Args:
+        steps: How many.
+        shift: t' = shift t / (1 + (shift - 1) t); 1 leaves them where they are. Wan and Self-Forcing use 5.
+    """
     if steps < 1:
         raise ValueError(f"sampler steps is {steps}: expected at least 1")
-    return [1.0 - i / steps for i in range(steps)]
+    even = [1.0 - i / steps for i in range(steps)]
+    return [shift * t / (1.0 + (shift - 1.0) * t) for t in even]
 
 
 def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:

@@ -16,6 +16,7 @@ from ..conventions.actions import validate_vector
 from ..conventions.poses import validate_poses
 from .attention import BlockLists
 from .memory import MemoryBank
+from .video_rate import to_latent_rate
 from .video_stream import VideoStream
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Session:
         # `video` stands before the pending chunk until `shown` holds its frames, and behind it from then on.
         self.video = model.autoencoder.stream(model.decoder)
         self.shown: Tensor | None = None
-        self.generated = False
+        self.encoded = 0  # latent frames that `video` has encoded
         self.origin: NDArray[np.float64] | None = None
         self.next_frame = 0
         self.forks = 0
@@ -128,26 +129,60 @@ class Session:
                 f"{count} frames with actions {actions.shape} and poses {poses.shape}: expected [{count}, "
                 f"{cfg.action_dim}] and [{count}, 5]"
             )
-        if count % cfg.chunk:
-            raise ValueError(f"{count} frames: expected a multiple of the chunk of {cfg.chunk}")
-        if self.generated and self.model.autoencoder.reach:
+        stride = cfg.frames_per_latent
+        whole, alone = cfg.chunk * stride, stride - 1 if self.next_frame == 0 else 0
+        if (count + alone) % whole:
+            wanted = f"{whole - alone} or any multiple of {whole} more, for" if alone else "a multiple of"
+            raise ValueError(f"{count} frames: expected {wanted} the chunk of {whole}")
+        if self.model.autoencoder.reach and self.encoded != self.next_frame:
             raise ValueError(
-                "this session has generated frames, and its autoencoder encodes a video without gaps: observe before "
-                "the first step, or start another session"
+                "this session holds frames that were generated or given as latents, and its autoencoder encodes a "
+                "video without gaps: observe before the first step, or start another session"
             )
         with self.model.lock:
             before, self.video = self.video, self.video.fork()
-            parts = [self.video.encode(part.to(self.model.device)) for part in _parts(self.video, pixels)]
-            index = np.arange(self.next_frame, self.next_frame + count)
-            if self.origin is None:
-                self.origin = poses[0].copy()
-            fresh = Pending(torch.cat(parts), actions, poses, index)
-            waiting = self.pending is not None
             try:
-                self.model.commit(self, _split(_joined(self.pending, fresh), cfg.chunk), progress)
+                parts = [self.video.encode(part.to(self.model.device)) for part in _parts(self.video, pixels)]
+                slow = to_latent_rate(actions, poses, stride, self.next_frame == 0)
+                self.observe_latents(torch.cat(parts), *slow, progress)
             except BaseException:
                 self.video = before
                 raise
+            self.encoded = self.next_frame
+
+    def observe_latents(
+        self,
+        latents: Tensor,
+        actions: NDArray[np.float32],
+        poses: NDArray[np.float64],
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Let frames that are encoded already enter the memory.
+
+        Args:
+            latents: fp32 [T, C, h, w] on the model's device, T a multiple of the chunk.
+            actions: float32 [T, A], at the rate of latents (`video_rate.to_latent_rate`).
+            poses: float64 [T, 5], likewise.
+            progress: Called with the number of latent frames done since the last call.
+
+        Raises:
+            ValueError: Wrong shape.
+        """
+        cfg = self.model.config
+        self._open()
+        count = len(latents)
+        wanted = (count, *cfg.autoencoder.latent_shape), (count, cfg.action_channels), (count, 5)
+        if (tuple(latents.shape), actions.shape, poses.shape) != wanted or not count or count % cfg.chunk:
+            raise ValueError(
+                f"latents {tuple(latents.shape)}, actions {actions.shape} and poses {poses.shape}: expected "
+                f"{wanted[0]}, {wanted[1]} and {wanted[2]}, a multiple of the chunk of {cfg.chunk}"
+            )
+        with self.model.lock:
+            if self.origin is None:
+                self.origin = poses[0].copy()
+            fresh = Pending(latents, actions, poses, np.arange(self.next_frame, self.next_frame + count))
+            waiting = self.pending is not None
+            self.model.commit(self, _split(_joined(self.pending, fresh), cfg.chunk), progress)
             self.next_frame += count
         if progress is not None and not waiting:
             progress(cfg.chunk)
@@ -169,7 +204,7 @@ class Session:
                 child.generator.set_state(self.generator.get_state())
                 child.forks = self.forks
             child.pending, child.origin, child.next_frame = self.pending, self.origin, self.next_frame
-            child.video, child.shown, child.generated = self.video.fork(), self.shown, self.generated
+            child.video, child.shown, child.encoded = self.video.fork(), self.shown, self.encoded
             child.record_lists = self.record_lists
             children.append(child)
         return children

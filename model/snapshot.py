@@ -57,7 +57,7 @@ class Snapshot:
                 "forks": session.forks,
                 "next_frame": session.next_frame,
                 "evicted": bank.evicted,
-                "generated": session.generated,
+                "encoded": session.encoded,
                 "settings": dict(vars(session.settings)),
             }
             arrays = {
@@ -140,7 +140,7 @@ class Snapshot:
             video = {name[len("video.") :]: t for name, t in arrays.items() if name.startswith("video.")}
             session.video.load_tensors(video, model.device)
             session.shown = arrays["shown"].to(model.device) if "shown" in arrays else None
-            session.generated = self.facts.get("generated", True)
+            session.encoded = self.facts.get("encoded", 0)
             if "origin" in arrays:
                 session.origin = arrays["origin"].numpy().copy()
             if "pending_latents" in arrays:

@@ -5,193 +5,67 @@ the keys and values of all of them into their pages, then attends by lists, whic
 one pass commits the last frame and denoises the next, a prefill commits many frames at once, and guidance adds a second
 noisy frame. Results equal `WorldTransformer.teacher_forcing` up to rounding.
 
-The weights of a layer are laid out for inference here: one product for q, k, v and gate, positions as one batched
-product (`position.FrameMatrices`), modulation vectors computed once per flow time.
+The weights of a layer are laid out for inference here: one product for q, k, v and gate, modulation vectors computed
+once per flow time, positions as one batched product (`position.FrameMatrices`; in the layout `wan`, whose frames are
+large, as compiled functions of `pointwise`).
 
 Shapes: B rows, F frames of a pass, N tokens, M blocks of a frame, H heads, D head channels, W width, I = H * D.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copy
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.block_selection import select_blocks
 from ..kernels.block_sparse_attention import block_sparse_attention
-from .attention import BlockLists, block_table, union_lists
-from .config import ModelConfig
-from .memory import PagePool, Slots
-from .position import FrameMatrices, patch_tables
+from .attention import BlockLists, key_sizes, union_lists
+from .layers import CrossAttention
+from .memory import PagePool
+from .passes import Lists, Plan, local_tiles
+from .pointwise import Encoded, Pointwise
+from .position import FrameMatrices, Positions, frame_matrices, patch_tables
 from .transformer import Block, WorldTransformer
-
-MODES = ("memory", "dense", "off", "window")
-
-
-class Row(NamedTuple):
-    """One session in a pass.
-
-    Attributes:
-        history: Pages of all committed frames, those committed by this pass included.
-        commit: How many of the last ones this pass commits.
-        noisy: Pages of the frames being denoised, a chunk for each branch of guidance.
-    """
-
-    history: Slots
-    commit: int
-    noisy: tuple[Slots, ...] = ()
-
-
-class Lists(NamedTuple):
-    """What the frames of a pass may see.
-
-    Attributes:
-        local: Frame lists int32 [B, 1, F, L] over the pool (ALM, or everything when dense), and counts.
-        blocks: The same as block lists, for one softmax over both.
-        limit: int32 [B, F * M], leading history blocks that may be retrieved; None without retrieval.
-        first: int32 [B, F * M] or None, first block that may be retrieved.
-    """
-
-    local: BlockLists
-    blocks: BlockLists | None
-    limit: Tensor | None
-    first: Tensor | None
-
-
-class Plan(NamedTuple):
-    """One pass.
-
-    Attributes:
-        slots: int64 [B * F], pages that the pass writes.
-        lists: For all its frames.
-        output: Index of the first frame whose output is wanted (the noisy ones).
-        output_lists: For those frames.
-        history: Rows of the block tables: a slice of slots, or int64 [B, n]; None without history.
-        table: First pool block of a slice, or int32 [B, n * M].
-        top_k: Blocks to retrieve.
-    """
-
-    slots: Tensor
-    lists: Lists
-    output: int
-    output_lists: Lists | None
-    history: Tensor | slice | None
-    table: Tensor | int
-    top_k: int
-
-
-def _pad(rows: list[list[np.ndarray]], device: torch.device) -> BlockLists:
-    counts = np.array([[len(entry) for entry in row] for row in rows], np.int32)
-    lists = np.zeros((*counts.shape, int(counts.max())), np.int32)
-    for b, row in enumerate(rows):
-        for f, entry in enumerate(row):
-            lists[b, f, : len(entry)] = entry
-    return BlockLists(torch.from_numpy(lists)[:, None].to(device), torch.from_numpy(counts)[:, None].to(device))
-
-
-def _lists(
-    config: ModelConfig,
-    local: list[list[np.ndarray]],
-    limit: np.ndarray,
-    first: np.ndarray,
-    mode: str,
-    device: torch.device,
-) -> Lists:
-    frames = _pad(local, device)
-    union, blocks = config.fusion == "union", config.blocks_per_frame
-    if mode == "dense" or not (limit > first).any():
-        return Lists(frames, None, None, None)
-
-    def spread(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.repeat(values * blocks, blocks, 1).astype(np.int32)).to(device)
-
-    return Lists(
-        frames,
-        block_table(*frames, blocks) if union else None,
-        spread(limit),
-        spread(first) if first.any() else None,
-    )
-
-
-def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
-    """Work out who sees what.
-
-    Args:
-        pool: Where the pages are.
-        rows: Equal in `commit` and in the number of noisy frames.
-        mode: `memory`; `dense`, one softmax over everything; `off`, no retrieval; `window`, retrieval from the window.
-        top_k: Blocks to retrieve for each query block and head.
-    """
-    config, device = pool.config, pool.device
-    window, chunk = config.window, config.chunk
-    union = config.fusion == "union"
-    local: list[list[np.ndarray]] = []
-    limits, firsts, written = [], [], []
-    for row in rows:
-        base = len(row.history) - row.commit
-        entries, limit, first = [], [], []
-        starts = [base + i // chunk * chunk for i in range(row.commit)]
-        own = [row.history[start : start + chunk] for start in starts]
-        for branch in row.noisy:
-            starts += [len(row.history)] * chunk
-            own += [branch] * chunk
-        for start, mine in zip(starts, own, strict=True):
-            low = max(0, start - window)
-            entries.append(np.concatenate([row.history[0 if mode == "dense" else low : start], mine]))
-            allowed = {"memory": low if union else start, "window": 0 if union else start}.get(mode, 0)
-            limit.append(allowed)
-            first.append(low if mode == "window" and not union else 0)
-        local.append(entries)
-        limits.append(limit)
-        firsts.append(first)
-        written.append(np.concatenate([row.history[base:], *row.noisy]))
-    limit_BF, first_BF = np.array(limits), np.array(firsts)
-    output = rows[0].commit if rows[0].noisy else limit_BF.shape[1]
-    output_lists = None
-    if rows[0].noisy:
-        late = [entries[output:] for entries in local]
-        output_lists = _lists(config, late, limit_BF[:, output:], first_BF[:, output:], mode, device)
-    lists = (
-        output_lists
-        if output == 0 and output_lists is not None
-        else _lists(config, local, limit_BF, first_BF, mode, device)
-    )
-    history, table = _history(pool, rows, config.blocks_per_frame) if lists.limit is not None else (None, 0)
-    slots = torch.from_numpy(np.concatenate(written)).to(device)
-    return Plan(slots, lists, output, output_lists, history, table, top_k)
-
-
-def _history(pool: PagePool, rows: list[Row], blocks: int) -> tuple[Tensor | slice, Tensor | int]:
-    """Tables of the rows: a slice of the pool where there is one row without gaps."""
-    longest = max(len(row.history) for row in rows)
-    slots = rows[0].history
-    if len(rows) == 1 and int(slots[-1]) - int(slots[0]) == len(slots) - 1 and (np.diff(slots) == 1).all():
-        return slice(int(slots[0]), int(slots[-1]) + 1), int(slots[0]) * blocks
-    padded = np.zeros((len(rows), longest), np.int64)
-    for b, row in enumerate(rows):
-        padded[b, : len(row.history)] = row.history
-    table = (padded[..., None] * blocks + np.arange(blocks)).reshape(len(rows), -1).astype(np.int32)
-    return torch.from_numpy(padded).to(pool.device), torch.from_numpy(table).to(pool.device)
 
 
 class _Layer:
     """Weights of one block, laid out for inference."""
 
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+    def __init__(self, block: Block, dtype: torch.dtype, text: Tensor | None) -> None:
         attention = block.attention
-        parts = [attention.qkv] if attention.gate is None else [attention.qkv, attention.gate]
-        self.into = torch.cat([p.weight for p in parts]).to(dtype), torch.cat([p.bias for p in parts]).to(dtype)
         heads, dim = attention.config.heads, attention.config.head_dim
-        self.norm = torch.stack([attention.norm_q.weight, attention.norm_k.weight]).view(2, 1, heads, dim).float()
+        parts = [attention.qkv] if attention.gate is None else [attention.qkv, attention.gate]
+        into, bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
+        norm, out = torch.stack([attention.norm_q.weight, attention.norm_k.weight]), attention.out.weight
+        if attention.reordered:
+            # Heads keep their channels in the order of the position transforms, so nothing is moved at run time.
+            first = torch.arange(0, into.shape[0], dim, device=into.device)[:, None]
+            rows = (first + attention.channels).flatten()
+            inner = rows[: heads * dim]
+            into, bias, norm, out = into[rows], bias[rows], norm[:, inner], out[:, inner]
+        self.into = into.to(dtype), bias.to(dtype)
+        self.norm = norm.view(2, 1, heads, dim).float()
         self.gated = attention.gate is not None
-        self.out = attention.out.weight.to(dtype), attention.out.bias.to(dtype)
+        self.out = out.to(dtype), attention.out.bias.to(dtype)
         self.up, self.down = (
             (linear.weight.to(dtype), linear.bias.to(dtype)) for linear in block.ffn if isinstance(linear, nn.Linear)
         )
         self.modulation = block.modulation.float()
+        self.cross: tuple[nn.LayerNorm, CrossAttention, tuple[Tensor, Tensor]] | None = None
+        if text is not None:
+            k, v = block.cross_attention.keys(text)
+            cast = copy.deepcopy(block.cross_attention).to(dtype)
+            self.cross = block.cross_norm, cast, (k.to(dtype), v.to(dtype))
+
+    def attend_text(self, x: Tensor) -> Tensor:
+        """Add the attention to the text, for models that keep one, to the stream [B, F, N, W]."""
+        if self.cross is None:
+            return x
+        norm, attention, keys = self.cross
+        return x + attention(norm(x).to(self.out[0].dtype), keys).float()
 
 
 class Streamer:
@@ -206,9 +80,19 @@ class Streamer:
         self.model, self.pool, self.config = model, pool, model.config
         self.dtype = pool.dtype
         with torch.no_grad():
-            self.layers = [_Layer(block, self.dtype) for block in model.blocks]  # type: ignore[arg-type]
-            self.tables = patch_tables(model.config, model.spatial)
+            text = model.embedded_text()
+            self.layers = [_Layer(block, self.dtype, text) for block in model.blocks]  # type: ignore[arg-type]
+        wan = self.config.layout == "wan"
+        self.tables = None if wan else patch_tables(self.config, model.spatial)
+        self.point = Pointwise(wan and pool.device.type == "cuda")
         self._vectors: dict[tuple[float, ...], tuple[list[Tensor], Tensor]] = {}
+
+    def where(self, projective: Tensor, inverse: Tensor, frame_index: Tensor) -> FrameMatrices | Positions:
+        """Position transforms of P frames: P~ and its inverse fp32 [P, 4, 4], indices int64 [P]."""
+        if self.tables is not None:
+            return frame_matrices(self.config, self.tables, projective, inverse, frame_index)
+        parts = (t.to(self.pool.device)[None] for t in (projective, inverse, frame_index))
+        return self.model.where(*parts)
 
     def _modulation(self, times: tuple[float, ...]) -> tuple[list[Tensor], Tensor]:
         """Vectors [6, 1, F, 1, W] of each layer and [2, 1, F, 1, W] of the head; scales are stored plus one."""
@@ -233,7 +117,7 @@ class Streamer:
         actions: Tensor,
         keep: Tensor,
         times: tuple[float, ...],
-        where: FrameMatrices,
+        where: FrameMatrices | Positions,
         forced: list[BlockLists] | None = None,
         record: list[BlockLists] | None = None,
     ) -> Tensor | None:
@@ -242,10 +126,10 @@ class Streamer:
         Args:
             plan: From `plan_pass`.
             latents: fp32 [B, F, C, h, w].
-            actions: [B, F, 25].
+            actions: [B, F, A].
             keep: bool [B, F], False drops the action.
             times: Flow time of each frame, equal in all rows.
-            where: Matrices of the B * F frames.
+            where: From `where`, of the B * F frames.
             forced: Per layer, retrieved blocks of the pass's frames (in blocks of the row's history) to use.
             record: Receives the lists of each layer, of the frames whose output is wanted.
 
@@ -263,8 +147,7 @@ class Streamer:
             return None
         shift, scale = head[:, :, plan.output :]
         normed = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale)
-        out = self.model.head(normed)[:, :, self.model.unorder].transpose(2, 3)
-        return out.unflatten(-1, (self.config.latent_height, self.config.latent_width))
+        return self.model.unpatch(self.model.head(normed))
 
     def _layer(
         self,
@@ -272,26 +155,25 @@ class Streamer:
         layer: _Layer,
         x: Tensor,
         vectors: Tensor,
-        where: FrameMatrices,
+        where: FrameMatrices | Positions,
         plan: Plan,
         start: int,
         forced: BlockLists | None,
         record: list[BlockLists] | None,
     ) -> Tensor:
         """One block; frames before `start` only leave their keys and values (their output is not needed any more)."""
-        cfg, pool = self.config, self.pool
-        batch, frames, tokens, width = x.shape
-        inner = cfg.heads * cfg.head_dim
+        cfg, pool, point = self.config, self.pool, self.point
+        batch, frames, tokens, _ = x.shape
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors
-        normed = torch.addcmul(shift1, F.layer_norm(x, (width,), eps=1e-6), scale1).to(self.dtype)
-        mixed = F.linear(normed, *layer.into).float().view(batch * frames, tokens, -1)
-        encoded = self._encode(mixed, layer, where)  # [B * F, 3, H, N, D]
-        pooled = encoded[:, :2].unflatten(3, (cfg.blocks_per_frame, -1)).mean(4)
-        pool.write(index, plan.slots, encoded[:, 1], encoded[:, 2], pooled[:, 1])
+        mixed = F.linear(point.modulated(x, shift1, scale1, self.dtype), *layer.into).view(batch * frames, tokens, -1)
+        if isinstance(where, Positions):
+            encoded = point.encode(mixed, layer.norm, where, cfg)
+        else:
+            encoded = self._encode(mixed.float(), layer, where)
+        pool.write(index, plan.slots, encoded.k, encoded.v, encoded.k_means)
         if start == frames:
             return x
-        kept = frames - start
-        q = encoded[:, 0].unflatten(0, (batch, frames))[:, start:].transpose(1, 2).flatten(2, 3).to(self.dtype)
+        q = encoded.q.unflatten(0, (batch, frames))[:, start:].transpose(1, 2).flatten(2, 3).to(self.dtype)
         lists = plan.lists if start == 0 else plan.output_lists
         assert lists is not None
         chosen = None
@@ -299,7 +181,7 @@ class Streamer:
             if forced is not None:
                 chosen = BlockLists(*(t[:, :, start * cfg.blocks_per_frame :] for t in forced))
             else:
-                query = pooled[:, 0].unflatten(0, (batch, frames))[:, start:].transpose(1, 2).flatten(2, 3)
+                query = encoded.q_means.unflatten(0, (batch, frames))[:, start:].transpose(1, 2).flatten(2, 3)
                 keys = pool.pooled(index, plan.history)
                 chosen = BlockLists(*select_blocks(query, keys, plan.top_k, lists.limit, first=lists.first))
         if record is not None:
@@ -307,16 +189,20 @@ class Streamer:
         local, retrieved = self._attend(index, q, lists, chosen, plan)
         gate = None
         if retrieved is not None:
-            gate = mixed.view(batch, frames, tokens, -1)[:, start:, :, 3 * inner :]
-        merged = self._decode(local, retrieved, gate, where, kept, start)
-        x = x[:, start:]
-        x = torch.addcmul(x, gate1[:, start:], F.linear(merged.to(self.dtype), *layer.out).float())
-        normed = torch.addcmul(shift2[:, start:], F.layer_norm(x, (width,), eps=1e-6), scale2[:, start:])
-        hidden = F.gelu(F.linear(normed.to(self.dtype), *layer.up), approximate="tanh")
-        return torch.addcmul(x, gate2[:, start:], F.linear(hidden, *layer.down).float())
+            gate = mixed.view(batch, frames, tokens, -1)[:, start:, :, 3 * cfg.heads * cfg.head_dim :]
+        if isinstance(where, Positions):
+            rows = Positions(*(t.flatten(0, 1).unflatten(0, (batch, frames))[:, start:] for t in where))
+            merged = point.decode(local, retrieved, gate, rows, cfg)
+        else:
+            merged = self._decode(local, retrieved, gate, where, frames - start, start)
+        x = point.residual(x[:, start:], gate1[:, start:], F.linear(merged.to(self.dtype), *layer.out))
+        x = layer.attend_text(x)
+        normed = point.modulated(x, shift2[:, start:], scale2[:, start:], self.dtype)
+        hidden = point.gelu(F.linear(normed, *layer.up))
+        return point.residual(x, gate2[:, start:], F.linear(hidden, *layer.down))
 
-    def _encode(self, mixed: Tensor, layer: _Layer, where: FrameMatrices) -> Tensor:
-        """Norm q and k and position-encode q, k and v: [B * F, N, 3I (+ I)] to [B * F, 3, H, N, D]."""
+    def _encode(self, mixed: Tensor, layer: _Layer, where: FrameMatrices) -> Encoded:
+        """Norm q and k and position-encode q, k and v of [B * F, N, 3I (+ I)], by matrices."""
         cfg = self.config
         frames, tokens, _ = mixed.shape
         heads, dim, inner = cfg.heads, cfg.head_dim, cfg.heads * cfg.head_dim
@@ -330,7 +216,9 @@ class Streamer:
         turned = turned.view(frames, 3, tokens, heads, 2 * dim).transpose(2, 3)
         encoded = torch.empty(frames, 3, heads, tokens, dim, device=mixed.device)
         torch.mul(turned[..., :dim], where.cos[:, 0], out=encoded)
-        return encoded.addcmul_(turned[..., dim:], where.sin[:, 0])
+        encoded.addcmul_(turned[..., dim:], where.sin[:, 0])
+        means = encoded[:, :2].unflatten(3, (cfg.blocks_per_frame, -1)).mean(4)
+        return Encoded(*encoded.unbind(1), *means.unbind(1))
 
     def _decode(
         self, local: Tensor, retrieved: Tensor | None, gate: Tensor | None, where: FrameMatrices, kept: int, start: int
@@ -347,25 +235,32 @@ class Streamer:
         out = torch.mul(turned[..., :dim], where.cos).addcmul_(turned[..., dim:], where.sin, value=-1.0).flatten(-2)
         if gate is None:
             return out[:, :, 0]
-        return torch.addcmul(out[:, :, 0], torch.sigmoid(gate), out[:, :, 1])
+        opened = torch.sigmoid(gate.float()) if cfg.gate == "sigmoid" else gate.float()
+        return torch.addcmul(out[:, :, 0], opened, out[:, :, 1])
 
     def _attend(
         self, index: int, q: Tensor, lists: Lists, chosen: BlockLists | None, plan: Plan
     ) -> tuple[Tensor, Tensor | None]:
         """Local (or only) branch and retrieved branch, each [B, H, kept * N, D]."""
-        cfg = self.config
+        cfg, size = self.config, self.config.block_tokens
         keys, values = self.pool.keys(index)
-        tokens, size = cfg.tokens, cfg.block_tokens
+        query_tile, key_tile = local_tiles(cfg, self.pool.device)
+
+        def sizes(tile: int) -> Tensor | None:
+            return key_sizes(cfg, self.pool.capacity, tile, self.pool.device)
+
+        def over_blocks(found: BlockLists) -> Tensor:
+            return block_sparse_attention(q, keys, values, *found, q_block=size, kv_block=size, kv_sizes=sizes(size))
+
         if chosen is not None:
             chosen = self._in_pool(chosen, plan)
             if cfg.fusion == "union":
                 assert lists.blocks is not None
-                both = union_lists(chosen, lists.blocks)
-                return block_sparse_attention(q, keys, values, *both, q_block=size, kv_block=size), None
-        local = block_sparse_attention(q, keys, values, *lists.local, q_block=tokens, kv_block=tokens)
-        if chosen is None:
-            return local, None
-        return local, block_sparse_attention(q, keys, values, *chosen, q_block=size, kv_block=size)
+                return over_blocks(union_lists(chosen, lists.blocks)), None
+        local = block_sparse_attention(
+            q, keys, values, *lists.local, q_block=query_tile, kv_block=key_tile, kv_sizes=sizes(key_tile)
+        )
+        return local, None if chosen is None else over_blocks(chosen)
 
     def _in_pool(self, chosen: BlockLists, plan: Plan) -> BlockLists:
         """Blocks of a row's history as blocks of the pool."""
@@ -380,7 +275,7 @@ class Streamer:
         cfg = self.config
         if chosen is None:
             batch = plan.lists.local.lists.shape[0]
-            rows = (plan.lists.local.lists.shape[2] - plan.output) * cfg.blocks_per_frame
+            rows = (plan.frames - plan.output) * cfg.blocks_per_frame
             shape = (batch, cfg.heads, rows)
             device = self.pool.device
             return BlockLists(

@@ -18,10 +18,12 @@ from ..conventions.poses import normalised_intrinsics, projective_matrices, vali
 from . import checkpoint, flow
 from .attention import BlockLists
 from .memory import PagePool
-from .position import FrameMatrices, frame_matrices
+from .passes import MODES, Plan, Row, plan_pass
+from .position import FrameMatrices, Positions
 from .session import Pending, Session, Settings
 from .snapshot import Snapshot
-from .streaming import MODES, Row, Streamer, plan_pass
+from .streaming import Streamer
+from .video_rate import to_latent_rate, video_frames
 from .video_stream import Decoder
 
 PREFILL = {"cpu": 16, "cuda": 64}  # frames that one pass of a prefill commits
@@ -38,7 +40,7 @@ class WorldModel:
         name: Of the checkpoint.
         sha256: Of the checkpoint.
         kernel: Device, number type and attention kernel, which bitwise replay depends on.
-        frames_per_step: Frames that one `step` makes.
+        frames_per_step: Video frames that one `step` makes; the first step of a session may make fewer (`frames_of`).
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class WorldModel:
         self.pool = PagePool(self.config, device, dtype, memory_budget)
         self.lock = self.pool.lock
         self.streamer = Streamer(self.transformer, self.pool)
-        self.frames_per_step = self.config.chunk
+        self.frames_per_step = self.config.chunk * self.config.frames_per_latent
         backend = "cpu" if device.type == "cpu" else "triton"
         self.kernel = f"{device.type}/{str(dtype).removeprefix('torch.')}/{backend}"
         self._intrinsics = normalised_intrinsics(self.config.height, self.config.frame_width, self.config.vertical_fov)
@@ -152,7 +154,7 @@ class WorldModel:
 
         Args:
             sessions: n different sessions of this model, of any lengths.
-            actions: float32 [n, F, 25] with F = `frames_per_step`.
+            actions: float32 [n, F, 25] with F from `frames_of`, equal in all sessions.
             poses: float64 [n, F, 5], of the frames to be generated.
             decode: Whether frames are wanted.
 
@@ -202,13 +204,23 @@ class WorldModel:
             if session.closed:
                 raise ValueError(f"session {i} is closed: start another")
         checked, placed = validate_vector(actions), validate_poses(poses)
-        expected = (len(sessions), self.config.chunk)
+        lengths = {self.frames_of(session) for session in sessions}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"sessions of one step make {sorted(lengths)} frames: step those that begin apart from the others"
+            )
+        expected = (len(sessions), *lengths)
         if checked.shape != (*expected, self.config.action_dim) or placed.shape != (*expected, 5):
             raise ValueError(
                 f"actions {checked.shape} and poses {placed.shape}: expected {(*expected, self.config.action_dim)} and "
                 f"{(*expected, 5)} (sessions, frames of a chunk, ...)"
             )
-        return checked, placed
+        stride = self.config.frames_per_latent
+        return to_latent_rate(checked, placed, stride, sessions[0].next_frame == 0)
+
+    def frames_of(self, session: Session) -> int:
+        """Video frames of a session's next step: 16 with Wan's autoencoder and chunks of 4, 13 at the very start."""
+        return video_frames(self.config.chunk, self.config.frames_per_latent, session.next_frame == 0)
 
     def _generate(self, sessions: list[Session], actions: NDArray, poses: NDArray, settings: Settings) -> None:
         """Denoise one chunk in sessions that share settings and have a chunk to commit, or have none yet."""
@@ -237,7 +249,6 @@ class WorldModel:
             if session.origin is None:
                 session.origin = poses[i, 0].copy()
             session.replace_pending(Pending(latents[i], made.actions, made.poses, made.frame_index))
-            session.generated = True
             session.video.forget_encoder()
             session.next_frame += chunk
             session.force_lists = None
@@ -268,17 +279,21 @@ class WorldModel:
             poses_of.poses[0] if s.origin is None else s.origin for s, poses_of in zip(sessions, new, strict=True)
         ]
         state = torch.stack([frames.latents for frames in new]).to(self.device)
-        times = [*flow.schedule(settings.steps), 0.0]
+        times = [*flow.schedule(settings.steps, self.config.shift), 0.0]
+        prepared: dict[int, tuple[Plan, FrameMatrices | Positions, Tensor]] = {}
         forced = _forced(sessions, self.device)
         for number, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
             clean = commit if number == 0 else 0
-            rows = [Row(history, clean, tuple(scratch[i])) for i, history in enumerate(histories)]
-            plan = plan_pass(self.pool, rows, settings.memory, settings.top_k)
+            if clean not in prepared:  # the first pass, and all others
+                rows = [Row(history, clean, tuple(scratch[i])) for i, history in enumerate(histories)]
+                parts = [
+                    ([done] if clean and done is not None else []) + [frames] * branches
+                    for done, frames in zip(old, new, strict=True)
+                ]
+                plan = plan_pass(self.pool, rows, settings.memory, settings.top_k)
+                prepared[clean] = plan, self._where(parts, origins), self._actions(parts)
+            plan, where, actions = prepared[clean]
             record: list[BlockLists] | None = [] if any(session.record_lists for session in sessions) else None
-            parts = [
-                ([done] if clean and done is not None else []) + [frames] * branches
-                for done, frames in zip(old, new, strict=True)
-            ]
             latents = torch.cat([state] * branches, 1)
             if clean:
                 latents = torch.cat(
@@ -291,10 +306,10 @@ class WorldModel:
             velocity = self.streamer.run(
                 plan,
                 latents,
-                self._actions(parts),
+                actions,
                 keep,
                 (0.0,) * clean + (now,) * (chunk * branches),
-                self._where(parts, origins),
+                where,
                 None if forced is None else [BlockLists(*(t[:, :, skip:] for t in lists)) for lists in forced],
                 record,
             )
@@ -313,14 +328,14 @@ class WorldModel:
         rows = np.stack([np.concatenate([p.actions for p in row]) for row in parts])
         return torch.from_numpy(rows).to(self.device)
 
-    def _where(self, parts: list[list[Pending]], origins: list[NDArray[np.float64]]) -> FrameMatrices:
-        """Position matrices of all frames of a pass, rows one after the other."""
+    def _where(self, parts: list[list[Pending]], origins: list[NDArray[np.float64]]) -> FrameMatrices | Positions:
+        """Position transforms of all frames of a pass, rows one after the other."""
         poses = np.stack([np.concatenate([p.poses for p in row]) for row in parts])
         poses[..., :3] -= np.stack(origins)[:, None, :3]
         pair = projective_matrices(poses, self._intrinsics, translation_scale=self.config.translation_scale)
         projective, inverse = (torch.from_numpy(m.reshape(-1, 4, 4).astype(np.float32)) for m in pair)
         index = torch.from_numpy(np.concatenate([p.frame_index for row in parts for p in row]))
-        return frame_matrices(self.config, self.streamer.tables, projective, inverse, index)
+        return self.streamer.where(projective, inverse, index)
 
     def commit(
         self, session: Session, frames: tuple[Pending, Pending], progress: Callable[[int], None] | None = None

@@ -1,8 +1,9 @@
-"""`decmem bench cpu | growth | kernels | env | soak | renderer | load`: speeds by their definitions."""
+"""`decmem bench cpu | growth | kernels | env | soak | renderer | load | wan`: speeds by their definitions."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ decmem bench env --worlds 64 --device cuda
 decmem bench soak --minutes 60 --json soak.json
 decmem bench renderer --device cuda
 decmem bench load --preset wan-1.3b --device cuda --dtype bfloat16
+decmem bench wan --device cuda --json wan.json      the full-size model, random weights
 decmem bench kernels --json kernels.json  needs a CUDA device; checks every kernel before it is timed"""
 
 CPU_BAR = 4.0  # frames/s with a memory of 300 frames, two cores
 VECTOR_BAR = 1500.0  # env steps/s, 64 worlds on a H200
 SOAK_BAR = 1.05  # the end of a long session over its beginning
+WAN_PARTS = ("protocol", "few", "growth", "dense", "layer", "profile")
+WAN_GROWTH_BAR, WAN_LAYER_BAR = 1.15, 1.25  # a chunk at 600 latents, a layer at 2,400, over one at 56
 LOAD_BAR = 10.0  # seconds for Wan-1.3B's fp32 file from a warm page cache
 RENDERER_BARS = {"cuda": 100_000.0, "cpu": 60.0}  # frames/s at 96x160, 2x2 samples
 
@@ -73,7 +77,22 @@ def add_parser(commands: Any) -> None:
     load.add_argument("--device", default="auto")
     load.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     load.set_defaults(run=run_load)
-    for part in (cpu, growth, env, soak, renderer, kernels, load):
+    wan = parts.add_parser("wan", help="the full-size model with random weights", formatter_class=Formatter)
+    wan.add_argument("--preset", default="wan-1.3b", metavar="P", help="sizes (default: wan-1.3b)")
+    wan.add_argument("--device", default="auto")
+    wan.add_argument(
+        "--parts",
+        nargs="+",
+        choices=WAN_PARTS,
+        default=WAN_PARTS[:-1],
+        help="protocol: the paper's; few: 4 steps, no guidance; growth: longer histories; dense: attention to all;"
+        " layer: 2,400 latents; profile: a table of kernels (default: all but profile)",
+    )
+    wan.add_argument(
+        "--histories", type=positive, nargs="+", default=(56, 150, 600), metavar="N", help="latents (56 150 600)"
+    )
+    wan.set_defaults(run=run_wan)
+    for part in (cpu, growth, env, soak, renderer, kernels, load, wan):
         part.add_argument("--json", type=Path, metavar="F", help="write the records here")
 
 
@@ -192,6 +211,59 @@ def run_load(options: argparse.Namespace) -> int:
     print(
         f"{found['gigabytes']:.2f} GB in {seconds:.2f} s, memory {over:.2f} times the file, on {items[0]['hardware']}"
     )
+    if options.json is not None:
+        print(write_json(options.json, items))
+    return 0
+
+
+def run_wan(options: argparse.Namespace) -> int:
+    """Measure the full-size model."""
+    import torch
+
+    from .. import wan_benchmark as bench
+    from ..results import record, write_json
+
+    device, parts = resolve_device(options.device), set(options.parts)
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    lengths = tuple(sorted(options.histories))
+    grow = bool(parts & {"growth", "dense"})
+    items: list[dict[str, Any]] = []
+
+    def add(name: str, value: float, unit: str = "", **more: Any) -> None:
+        items.append(record(name, value, unit, device=device, **more))
+        print(f"{name}: {value:.3f} {unit}".rstrip(), flush=True)
+
+    error, bound = bench.check(options.preset, device, dtype), bench.CHECK_BOUND[str(dtype).removeprefix("torch.")]
+    add("wan_stream_against_teacher_forcing", error, bar=bound, better="lower")
+    if not error <= bound:
+        raise ValueError(
+            f"streaming differs from teacher forcing by {error:.1e} (bound {bound:g}): no speed is printed"
+        )
+    held = max(lengths) if grow else bench.PREFIX
+    model = bench.random_model(options.preset, device, dtype, held + 2 * bench.PREFIX)
+    if "protocol" in parts:
+        found = bench.protocol(model)
+        add("wan_frames_per_second_without_decoder", found["frames_per_second"], "frames/s", details=found)
+    if "few" in parts:
+        found = bench.protocol(model, steps=bench.FEW_STEPS, guidance=1.0)
+        add("wan_few_steps_frames_per_second_without_decoder", found["frames_per_second"], "frames/s", details=found)
+    if grow:
+        rows = bench.histories(model, lengths, "dense" in parts)
+        for row in rows:
+            for kind in ("chunk_seconds", "dense_chunk_seconds"):
+                if kind in row:
+                    add(f"wan_{kind}_{row['latents']:.0f}", row[kind], "s")
+        ratio, full = rows[-1]["chunk_seconds"] / rows[0]["chunk_seconds"], (lengths[0], lengths[-1]) == (56, 600)
+        add("wan_chunk_growth", ratio, bar=WAN_GROWTH_BAR if full else None, better="lower", details={"rows": rows})
+    if "profile" in parts:
+        print(bench.profile(model, min(lengths)))
+    del model
+    gc.collect()  # its memory may be all there is
+    if "layer" in parts:
+        size = (bench.PREFIX, bench.LAYER_HISTORY if options.preset == "wan-1.3b" else 2 * bench.PREFIX)
+        found = bench.layer_growth(options.preset, device, dtype, size, bench.LAYERS)
+        bar = WAN_LAYER_BAR if options.preset == "wan-1.3b" else None
+        add("wan_layer_growth", found.pop("ratio"), bar=bar, better="lower", details=found)
     if options.json is not None:
         print(write_json(options.json, items))
     return 0

@@ -87,12 +87,39 @@ def test_another_decoder_shows_new_sessions(model, monkeypatch):
     assert np.abs(np.concatenate([frames[0], frames[1]]) - made).max() <= 1
 
 
-def test_no_observation_after_a_generated_frame(model):
-    session = model.start()
-    session.generated = True
-    frames, actions = np.zeros((4, 64, 112, 3), np.uint8), np.zeros((4, 25), np.float32)
+def given(count, seed=3):
+    rng = np.random.default_rng(seed)
+    poses = np.cumsum(rng.normal(size=(count, 5)) * 0.3, 0)
+    return rng.integers(0, 256, (count, 64, 112, 3), np.uint8), np.zeros((count, 25), np.float32), poses
+
+
+def test_a_world_is_observed_and_goes_on(model):
+    frames, actions, poses = given(45)
+    session, twin = model.start(seed=1), model.start(seed=1)
+    session.observe(frames[:29], actions[:29], poses[:29])
+    for start, stop in ((0, 13), (13, 29)):
+        twin.observe(frames[start:stop], actions[start:stop], poses[start:stop])
+    known = model.autoencoder.decode(model.autoencoder.encode(torch.from_numpy(frames[:29]))).numpy()
+    assert np.array_equal(session.decode_context(), known[13:])
+    assert session.next_frame == 8 and model.frames_per_step == 16
+    made = [model.step([s], actions[None, 29:], poses[None, 29:]) for s in (session, twin)]
+    assert made[0].shape == (1, 16, 64, 112, 3)
+    # Observed at once or in two calls: the same up to rounding of the transformer, and the video has no seam.
+    assert np.abs(made[0].astype(int) - made[1]).max() <= 2
+    everything = torch.cat([model.autoencoder.encode(torch.from_numpy(frames[:29])), session.pending.latents])
+    assert np.array_equal(made[0][0], model.autoencoder.decode(everything).numpy()[29:])
     with pytest.raises(ValueError, match="observe before the first step"):
-        session.observe(frames, actions, np.zeros((4, 5)))
+        session.observe(frames[:16], actions[:16], poses[:16])
+
+
+def test_observation_takes_whole_chunks(model):
+    frames, actions, poses = given(16)
+    session = model.start()
+    with pytest.raises(ValueError, match="16 frames: expected 13 or any multiple of 16 more"):
+        session.observe(frames, actions, poses)
+    session.observe(frames[:13], actions[:13], poses[:13])
+    with pytest.raises(ValueError, match="13 frames: expected a multiple of the chunk of 16"):
+        session.observe(frames[:13], actions[:13], poses[:13])
 
 
 @pytest.mark.parametrize("count", [1, 6, 9, 13])

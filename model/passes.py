@@ -1,0 +1,182 @@
+"""What the frames of a pass may see: rows, lists and tables over the page pool."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .attention import BlockLists, block_table
+from .config import ModelConfig
+from .memory import PagePool, Slots
+
+MODES = ("memory", "dense", "off", "window")
+
+
+class Row(NamedTuple):
+    """One session in a pass.
+
+    Attributes:
+        history: Pages of all committed frames, those committed by this pass included.
+        commit: How many of the last ones this pass commits.
+        noisy: Pages of the frames being denoised, a chunk for each branch of guidance.
+    """
+
+    history: Slots
+    commit: int
+    noisy: tuple[Slots, ...] = ()
+
+
+class Lists(NamedTuple):
+    """What the frames of a pass may see.
+
+    Attributes:
+        local: Lists int32 [B, 1, F * tiles, L * tiles] over the pool (ALM, or everything when dense), and counts.
+        blocks: The same as block lists, for one softmax over both.
+        limit: int32 [B, F * M], leading history blocks that may be retrieved; None without retrieval.
+        first: int32 [B, F * M] or None, first block that may be retrieved.
+    """
+
+    local: BlockLists
+    blocks: BlockLists | None
+    limit: Tensor | None
+    first: Tensor | None
+
+
+class Plan(NamedTuple):
+    """One pass.
+
+    Attributes:
+        slots: int64 [B * F], pages that the pass writes.
+        lists: For all its frames.
+        frames: Frames of the pass, F.
+        output: Index of the first frame whose output is wanted (the noisy ones).
+        output_lists: For those frames.
+        history: Rows of the block tables: a slice of slots, or int64 [B, n]; None without history.
+        table: First pool block of a slice, or int32 [B, n * M].
+        top_k: Blocks to retrieve.
+    """
+
+    slots: Tensor
+    lists: Lists
+    frames: int
+    output: int
+    output_lists: Lists | None
+    history: Tensor | slice | None
+    table: Tensor | int
+    top_k: int
+
+
+@lru_cache(maxsize=32)
+def local_tiles(config: ModelConfig, device: torch.device) -> tuple[int, int]:
+    """How local attention cuts a frame into query and key blocks: whole, but to the GPU kernels' liking on CUDA.
+
+    Queries of the large model go in tiles of at most 128 (882 places are 7 of 126: tiles of 64 rows are full), keys in
+    tiles of at most 320.
+    """
+    if device.type != "cuda" or config.tokens <= 320:
+        return config.tokens, config.tokens
+
+    def most(limit: int) -> int:
+        return max(t for t in range(1, limit + 1) if config.tokens % t == 0)
+
+    return most(128), most(320)
+
+
+def _pad(rows: list[list[np.ndarray]], device: torch.device) -> BlockLists:
+    counts = np.array([[len(entry) for entry in row] for row in rows], np.int32)
+    lists = np.zeros((*counts.shape, int(counts.max())), np.int32)
+    for b, row in enumerate(rows):
+        for f, entry in enumerate(row):
+            lists[b, f, : len(entry)] = entry
+    return BlockLists(torch.from_numpy(lists)[:, None].to(device), torch.from_numpy(counts)[:, None].to(device))
+
+
+def _lists(
+    config: ModelConfig,
+    local: list[list[np.ndarray]],
+    limit: np.ndarray,
+    first: np.ndarray,
+    mode: str,
+    device: torch.device,
+) -> Lists:
+    frames = _pad(local, device)
+    union, blocks = config.fusion == "union", config.blocks_per_frame
+    parts = [config.tokens // tile for tile in local_tiles(config, device)]
+    tiles = frames if parts == [1, 1] else block_table(*frames, *parts)
+    if mode == "dense" or not (limit > first).any():
+        return Lists(tiles, None, None, None)
+
+    def spread(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.repeat(values * blocks, blocks, 1).astype(np.int32)).to(device)
+
+    return Lists(
+        tiles,
+        block_table(*frames, blocks, blocks) if union else None,
+        spread(limit),
+        spread(first) if first.any() else None,
+    )
+
+
+def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
+    """Work out who sees what.
+
+    Args:
+        pool: Where the pages are.
+        rows: Equal in `commit` and in the number of noisy frames.
+        mode: `memory`; `dense`, one softmax over everything; `off`, no retrieval; `window`, retrieval from the window.
+        top_k: Blocks to retrieve for each query block and head.
+    """
+    config, device = pool.config, pool.device
+    window, chunk = config.window, config.chunk
+    union = config.fusion == "union"
+    local: list[list[np.ndarray]] = []
+    limits, firsts, written = [], [], []
+    for row in rows:
+        base = len(row.history) - row.commit
+        entries, limit, first = [], [], []
+        starts = [base + i // chunk * chunk for i in range(row.commit)]
+        own = [row.history[start : start + chunk] for start in starts]
+        for branch in row.noisy:
+            starts += [len(row.history)] * chunk
+            own += [branch] * chunk
+        for start, mine in zip(starts, own, strict=True):
+            low = max(0, start - window)
+            entries.append(np.concatenate([row.history[0 if mode == "dense" else low : start], mine]))
+            allowed = {"memory": low if union else start, "window": 0 if union else start}.get(mode, 0)
+            limit.append(allowed)
+            first.append(low if mode == "window" and not union else 0)
+        local.append(entries)
+        limits.append(limit)
+        firsts.append(first)
+        written.append(np.concatenate([row.history[base:], *row.noisy]))
+    limit_BF, first_BF = np.array(limits), np.array(firsts)
+    output = rows[0].commit if rows[0].noisy else limit_BF.shape[1]
+    output_lists = None
+    if rows[0].noisy:
+        late = [entries[output:] for entries in local]
+        output_lists = _lists(config, late, limit_BF[:, output:], first_BF[:, output:], mode, device)
+    lists = (
+        output_lists
+        if output == 0 and output_lists is not None
+        else _lists(config, local, limit_BF, first_BF, mode, device)
+    )
+    history, table = _history(pool, rows, config.blocks_per_frame) if lists.limit is not None else (None, 0)
+    slots = torch.from_numpy(np.concatenate(written)).to(device)
+    return Plan(slots, lists, limit_BF.shape[1], output, output_lists, history, table, top_k)
+
+
+def _history(pool: PagePool, rows: list[Row], blocks: int) -> tuple[Tensor | slice, Tensor | int]:
+    """Tables of the rows: a slice of the pool where there is one row without gaps."""
+    longest = max(len(row.history) for row in rows)
+    slots = rows[0].history
+    if len(rows) == 1 and int(slots[-1]) - int(slots[0]) == len(slots) - 1 and (np.diff(slots) == 1).all():
+        return slice(int(slots[0]), int(slots[-1]) + 1), int(slots[0]) * blocks
+    padded = np.zeros((len(rows), longest), np.int64)
+    for b, row in enumerate(rows):
+        padded[b, : len(row.history)] = row.history
+    table = (padded[..., None] * blocks + np.arange(blocks)).reshape(len(rows), -1).astype(np.int32)
+    return torch.from_numpy(padded).to(pool.device), torch.from_numpy(table).to(pool.device)
