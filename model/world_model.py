@@ -185,11 +185,7 @@ class WorldModel:
         if self.autoencoder.reach or self.decoder is not None:
             return torch.stack([session.show() for session in sessions])
         latents = torch.cat([session.pending.latents for session in sessions if session.pending is not None])
-        return self.autoencoder.decode(latents).view(len(sessions), self.config.chunk, *self._size)
-
-    @property
-    def _size(self) -> tuple[int, int, int]:
-        return self.config.height, self.config.frame_width, 3
+        return self.autoencoder.decode(latents).unflatten(0, (len(sessions), -1))
 
     def _check(
         self, sessions: list[Session], actions: ArrayLike, poses: ArrayLike
