@@ -54,6 +54,7 @@ def random_model(preset: str, device: str, dtype: torch.dtype, latents: int, **c
         transformer = WorldTransformer(config)
         autoencoder = autoencoders.build_autoencoder(config.autoencoder)
         for block in transformer.blocks:
+            nn.init.normal_(cast(Any, block).modulation, std=0.5)  # so that each layer changes the stream
             gate = cast(Any, block).attention.gate
             if gate is not None:
                 nn.init.normal_(gate.weight, std=config.width**-0.5)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .benchmark import FORWARD_BOUND, GRADIENT_BOUND, matrix_product_tflops, relative
 from .block_selection import pool_blocks, select_blocks
-from .block_sparse_attention import block_sparse_attention, tuning
+from .block_sparse_attention import block_sparse_attention, hopper, tuning
 
 HEADS, DIM, LATENTS, BLOCKS, BLOCK, TOP = 12, 128, 4, 6, 147, 80
 # Where 880 tokens are cut into 6 blocks: two of 146 and four of 147.
@@ -53,7 +53,11 @@ class Inputs(NamedTuple):
     flops: float
 
     def attend(self, backend: str, *leaves: Tensor, **more: Any) -> Any:
-        """Our attention."""
+        """Our attention; a variant of a backend is written "hopper:columns together 32", any words of these."""
+        backend, _, variant = backend.partition(":")
+        hopper.FORWARD = "columns" if "columns" in variant else "rows"
+        hopper.GRADIENTS = "together" if "together" in variant else "apart"
+        hopper.STRIP = 32 if "32" in variant else None
         q, k, v = leaves or (self.q, self.k, self.v)
         options = {"q_block": BLOCK, "kv_block": BLOCK, "kv_sizes": self.kv_sizes, "backend": backend, **more}
         return block_sparse_attention(q, k, v, self.lists, self.counts, **options)
@@ -94,11 +98,28 @@ def describe(got: Tensor, want: Tensor) -> str:
     )
 
 
-def check(backend: str, history: int = 20, heads: int = 3) -> list[str]:
-    """Compare with the definition in fp32; prints a line for each case and returns the failures."""
+def compare(label: str, names: str, got: list[Tensor], want: list[Tensor]) -> list[str]:
+    """Print a line for each pair of results; returns the failures."""
     failures = []
-    for factor, ragged in itertools.product((1.0, 4.0, 16.0), (False, True)):
-        x = make_inputs(history, heads, seed=int(factor))
+    for name, a, b in zip(names.split(), got, want, strict=True):
+        finite = ~b.isinf()
+        same = bool((finite == ~a.isinf()).all())
+        error = relative(torch.where(finite, a.float(), 0.0), torch.where(finite, b.float(), 0.0))
+        good = same and error <= (FORWARD_BOUND if name in ("out", "lse") else GRADIENT_BOUND)
+        print(f"  {label} {name}: {error:.1e}{'' if good else ' WRONG'}", flush=True)
+        if not good:
+            failures.append(f"{label} {name} {error:.1e}")
+            print(
+                f"    {describe(a if a.dim() == 4 else a[..., None], b if b.dim() == 4 else b[..., None])}", flush=True
+            )
+    return failures
+
+
+def check(backend: str, history: int = 20, heads: int = 3) -> list[str]:
+    """Compare with the definition in fp32, a single block first; prints lines for each case, returns the failures."""
+    failures = []
+    for case, factor, ragged in [("tiny", 1.0, False), *itertools.product(("full",), (1.0, 4.0, 16.0), (False, True))]:
+        x = make_inputs(*((1, 1) if case == "tiny" else (history, heads)), seed=int(factor))
         if ragged:
             # Counts from 0 to 80, and NaN in every row that no list reaches.
             rng = torch.Generator().manual_seed(3)
@@ -109,23 +130,12 @@ def check(backend: str, history: int = 20, heads: int = 3) -> list[str]:
             x = x._replace(k=x.k.masked_fill(past.flatten()[:, None], torch.nan))
             x = x._replace(v=x.v.masked_fill(past.flatten()[:, None], torch.nan))
         q = x.q * factor
-        results = []
-        for name, dtype in ((backend, torch.bfloat16), ("naive", torch.float32)):
-            leaves = [y.to(dtype).detach().requires_grad_() for y in (q, x.k, x.v)]
-            out, lse = x.attend(name, *leaves, return_lse=True)
-            grads = torch.autograd.grad(out, leaves, x.grad.to(dtype))
-            results.append([out.detach(), lse.detach(), *grads])
-        for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), *results, strict=True):
-            finite = ~b.isinf()
-            same = bool((finite == ~a.isinf()).all())
-            error = relative(torch.where(finite, a.float(), 0.0), torch.where(finite, b.float(), 0.0))
-            bound = FORWARD_BOUND if name in ("out", "lse") else GRADIENT_BOUND
-            good = same and error <= bound
-            label = f"{backend} x{factor:.0f} {'ragged' if ragged else 'full'} {name}"
-            print(f"  {label}: {error:.1e}{'' if good else ' WRONG'}", flush=True)
-            if not good:
-                failures.append(f"{label} {error:.1e}")
-                print(f"    {describe(a if a.dim() == 4 else a[..., None], b if b.dim() == 4 else b[..., None])}")
+        label = f"{backend} x{factor:.0f} {'ragged' if ragged else case}"
+        leaves, exact = ([y.to(t).detach().requires_grad_() for y in (q, x.k, x.v)] for t in (q.dtype, torch.float32))
+        got, want = (list(x.attend(b, *y, return_lse=True)) for b, y in ((backend, leaves), ("naive", exact)))
+        failures += compare(label, "out lse", got, want)
+        grads = list(torch.autograd.grad(got[0], leaves, x.grad))
+        failures += compare(label, "dq dk dv", grads, list(torch.autograd.grad(want[0], exact, x.grad.float())))
     return failures
 
 
@@ -204,7 +214,7 @@ def sweep(x: Inputs) -> None:
         print(f"  {key}: " + ", ".join(f"{tuple(c)} {times[c]:.3f}" for c in best[:6]) + " ms", flush=True)
 
 
-def time_history(x: Inputs, backends: list[str], gemm: float, backward: bool) -> dict[str, Any]:
+def time_history(x: Inputs, backends: list[str], gemm: float, backward: bool, selection: bool) -> dict[str, Any]:
     """Times at one history length."""
     row: dict[str, Any] = {}
     for backend in backends:
@@ -214,15 +224,36 @@ def time_history(x: Inputs, backends: list[str], gemm: float, backward: bool) ->
         if backward:
             ms = backward_ms(x, backend, 20)
             row[backend] |= {"backward_ms": ms, "backward_tflops": 2.5 * x.flops / ms * 1e-9}
+    if selection:
+        row["selection"] = time_selection(x)
+    return row
+
+
+def time_selection(x: Inputs) -> dict[str, float]:
+    """Microseconds to choose the blocks: as called, as a CUDA graph, and by ``torch.topk``.
+
+    Raises:
+        RuntimeError: the chosen blocks do not have the best scores.
+    """
     pooled_q, pooled_k = pool_blocks(x.q, BLOCK), pool_blocks(x.k, BLOCK)
     limit = torch.full((1, pooled_q.shape[2]), pooled_k.shape[2], dtype=torch.int32, device="cuda")
-    row["selection_us"] = 1e3 * flushed_ms(lambda: select_blocks(pooled_q, pooled_k, TOP, limit))
-    row["selection_topk_us"] = 1e3 * flushed_ms(lambda: select_blocks(pooled_q, pooled_k, TOP, limit, backend="naive"))
+    scores = pooled_q.double() @ pooled_k.double().transpose(-1, -2)
+    chosen, best = (
+        scores.gather(-1, select_blocks(pooled_q, pooled_k, TOP, limit, backend=b)[0].long()).sort(-1).values
+        for b in ("triton", "naive")
+    )
+    worst = float((chosen - best).abs().max() / scores.std())
+    if worst > 1e-4:
+        raise RuntimeError(f"the selected blocks miss the best scores by {worst:.1e} of their spread")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         select_blocks(pooled_q, pooled_k, TOP, limit)
-    row["selection_graph_us"] = 1e3 * flushed_ms(graph.replay)
-    return row
+    return {
+        "us": 1e3 * flushed_ms(lambda: select_blocks(pooled_q, pooled_k, TOP, limit)),
+        "graph_us": 1e3 * flushed_ms(graph.replay),
+        "topk_us": 1e3 * flushed_ms(lambda: select_blocks(pooled_q, pooled_k, TOP, limit, backend="naive")),
+        "worst": worst,
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -235,10 +266,11 @@ def main(arguments: list[str] | None = None) -> int:
         0, or 1 if a check failed.
     """
     parser = argparse.ArgumentParser(prog="python -m decmem_env.kernels.benchmark_wan", description=__doc__)
-    parser.add_argument("--backends", default="hopper,triton")
+    parser.add_argument("--backends", default="hopper,triton", help="also variants such as hopper:columns")
     parser.add_argument("--history", default="160,600", help="latents, comma-separated")
     parser.add_argument("--check-only", action="store_true")
     parser.add_argument("--backward", action="store_true", help="also time the gradients")
+    parser.add_argument("--no-selection", action="store_true", help="do not time the selection of blocks")
     parser.add_argument("--peers", action="store_true", help="also time FlexAttention")
     parser.add_argument("--sweep", action="store_true", help="try launch settings of the Triton kernels first")
     parser.add_argument("--json", type=Path)
@@ -264,7 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
             x = make_inputs(history)
             if options.sweep:
                 sweep(x)
-            row = report[f"history {history}"] = time_history(x, good, gemm, options.backward)
+            row = report[f"history {history}"] = time_history(x, good, gemm, options.backward, not options.no_selection)
             if options.peers:
                 try:
                     row["flex"] = flex_ms(x)

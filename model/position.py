@@ -70,7 +70,8 @@ def channel_order(config: ModelConfig) -> Tensor | None:
         return None
     quarter, axis = config.camera_channels // 4, config.head_dim // 6 * 2
     start = config.head_dim - 2 * axis
-    time, rows, columns = torch.arange(config.head_dim).split([start, axis, axis])
+    # On the CPU whatever the default: modules are also built on the meta device, to be filled.
+    time, rows, columns = torch.arange(config.head_dim, device="cpu").split([start, axis, axis])
     kept, slow = config.temporal_channels, axis - quarter
     return torch.cat([time[kept:], rows[slow:], columns[slow:], columns[:slow], rows[:slow], time[:kept]])
 

@@ -71,6 +71,8 @@ def add_parser(commands: Any) -> None:
         "kernels", help="attention kernels against their check and peers", formatter_class=Formatter
     )
     kernels.add_argument("--peers", action="store_true", help="also time FlexAttention")
+    shapes = ("tiny", "wan")
+    kernels.add_argument("--shape", choices=shapes, default="tiny", help="which model's (default: tiny)")
     kernels.set_defaults(run=run_kernels)
     load = parts.add_parser("load", help="loading a checkpoint file", formatter_class=Formatter)
     load.add_argument("--preset", default="tiny", metavar="P", help="sizes (default: tiny)")
@@ -276,12 +278,14 @@ def run_wan(options: argparse.Namespace) -> int:
 
 def run_kernels(options: argparse.Namespace) -> int:
     """Check and measure the kernels."""
-    from ..kernels.benchmark import main
+    from ..kernels import benchmark, benchmark_wan
 
     arguments = ["--peers"] if options.peers else []
+    if options.shape == "wan":
+        arguments.append("--backward")
     if options.json is not None:
         arguments += ["--json", str(options.json)]
-    return main(arguments)
+    return (benchmark_wan if options.shape == "wan" else benchmark).main(arguments)
 
 
 def _finish(name: str, found: dict[str, Any], bar: float | None, device: str, options: argparse.Namespace) -> int:

@@ -1,8 +1,9 @@
-"""Top-k of every row of scores without sorting: find the k-th largest value bit by bit, then compact.
+"""Scores of pooled features, and top-k of every row without sorting: find the k-th largest value, then compact.
 
-The first chunk of a row stays in registers through all passes; longer rows read the rest again. The compaction walks
-the row from left to right, so lists come out ascending; of equal scores at the threshold the lowest indices win, so
-exactly k are chosen. No size is a compile-time constant: a growing history does not recompile.
+The threshold is found two bits at a time. The first chunk of a row stays in registers through all passes; longer rows
+read the rest again. The compaction walks the row from left to right, so lists come out ascending; of equal scores at
+the threshold the lowest indices win, so exactly k are chosen. No size is a compile-time constant: as a history grows
+nothing is compiled but, once, the variant for rows longer than ``SHORT``.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .naive import score_chunks
+from .naive import MAX_SCORES, score_chunks, select_blocks_naive
 
-# Many rows: a warp each, so that most of them run at once. Few rows (an interactive step): eight warps each.
-MANY_ROWS = 8192
+# Many rows: a warp each, so that most of them run at once. Few rows (an interactive step): eight warps each, or sixteen
+# for more keys than SHORT.
+MANY_ROWS, SHORT, LONG = 8192, 4096, 16384
+# Counts of keys are packed in fields of 21 bits.
+MAX_KEYS = 2**21 - 1
 _LOWEST = tl.constexpr(-(2**31))
+_FIELD = tl.constexpr(2**21 - 1)
 
 
 @triton.jit
@@ -32,13 +37,22 @@ def _ordered_keys(row_ptr, start, limit, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _at_least(kept, row_ptr, low, limit, bound, CHUNK: tl.constexpr):
-    """How many keys of a row reach a bound."""
-    reached = tl.sum((kept >= bound).to(tl.int32), 0)
+def _reached(key, bound, step):
+    """How many keys reach ``bound``, ``bound + step`` and ``bound + 2 * step``, in fields of 21 bits."""
+    packed = (key >= bound).to(tl.int64)
+    packed += (key >= bound + step).to(tl.int64) << 21
+    packed += (key >= bound + 2 * step).to(tl.int64) << 42
+    return tl.sum(packed, 0)
+
+
+@triton.jit
+def _count(kept, row_ptr, low, limit, bound, step, CHUNK: tl.constexpr):
+    """``_reached`` of a whole row."""
+    packed = _reached(kept, bound, step)
     for start in range(low + CHUNK, limit, CHUNK):
         key, _ = _ordered_keys(row_ptr, start, limit, CHUNK)
-        reached += tl.sum((key >= bound).to(tl.int32), 0)
-    return reached
+        packed += _reached(key, bound, step)
+    return (packed & _FIELD).to(tl.int32), ((packed >> 21) & _FIELD).to(tl.int32), (packed >> 42).to(tl.int32)
 
 
 @triton.jit
@@ -50,6 +64,30 @@ def _take(key, index, threshold, ties, taken, tied, list_ptr):
     place = taken + tl.cumsum(take.to(tl.int32), 0) - 1
     tl.store(list_ptr + place, index, mask=take)
     return taken + tl.sum(take.to(tl.int32), 0), tied + tl.sum(equal, 0)
+
+
+@triton.jit(
+    do_not_specialize=["heads", "queries", "num_keys", "q_sb", "q_sh", "q_sn", "k_sb", "k_sh", "k_sn"],
+    do_not_specialize_on_alignment=["scores_ptr"],
+)
+def score_kernel(
+    q_ptr, k_ptr, scores_ptr, heads, queries, num_keys, q_sb, q_sh, q_sn, k_sb, k_sh, k_sn,
+    D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: scores of ``ROWS`` query blocks and ``KEYS`` key blocks of one (batch, head)."""
+    plane = tl.program_id(1).to(tl.int64)
+    batch, head = plane // heads, plane % heads
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    key = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    channel = tl.arange(0, D_PAD)
+    within = (channel < D)[None, :]
+    q = q_ptr + batch * q_sb + head * q_sh + row.to(tl.int64)[:, None] * q_sn + channel[None, :]
+    k = k_ptr + batch * k_sb + head * k_sh + key.to(tl.int64)[:, None] * k_sn + channel[None, :]
+    q = tl.load(q, mask=(row < queries)[:, None] & within, other=0.0).to(tl.float32)
+    k = tl.load(k, mask=(key < num_keys)[:, None] & within, other=0.0).to(tl.float32)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    to = scores_ptr + (plane * queries + row)[:, None] * num_keys + key[None, :]
+    tl.store(to, scores, mask=(row < queries)[:, None] & (key < num_keys)[None, :])
 
 
 @triton.jit(
@@ -77,24 +115,27 @@ def select_kernel(
     for start in range(low + CHUNK, limit, CHUNK):
         key, index = _ordered_keys(row_ptr, start, limit, CHUNK)
         best = tl.maximum(best, tl.max(key, 0))
-    allowed = _at_least(kept, row_ptr, low, limit, _LOWEST + 1, CHUNK)
+    # Of all allowed keys, how many are not negative.
+    allowed, reached, _ = _count(kept, row_ptr, low, limit, _LOWEST + 1, 2**31 - 1, CHUNK)
     count = tl.minimum(k, allowed)
 
     # Up to k allowed blocks: all lie above the threshold. Else the largest threshold that k keys reach.
     threshold = tl.full([], _LOWEST, tl.int32)
     above = count
     if allowed > k:
-        threshold = tl.where(_at_least(kept, row_ptr, low, limit, 0, CHUNK) >= k, 0, threshold)
-        bit = tl.full([], 1 << 30, tl.int32)
-        while bit > 0:
-            candidate = threshold + bit
-            bit = bit >> 1
-            if candidate <= best:
-                reached = _at_least(kept, row_ptr, low, limit, candidate, CHUNK)
-                threshold = tl.where(reached >= k, candidate, threshold)
+        threshold = tl.where(reached >= k, 0, threshold)
+        step = tl.full([], 1 << 29, tl.int32)
+        while step > 0:
+            following = tl.where(step == 2, 1, step >> 2)
+            if threshold + step <= best:
+                one, two, three = _count(kept, row_ptr, low, limit, threshold + step, step, CHUNK)
+                more = (one >= k).to(tl.int32) + (two >= k).to(tl.int32) + (three >= k).to(tl.int32)
+                threshold += more * step
+                reached = tl.where(more == 3, three, tl.where(more == 2, two, one))
                 # Exactly k keys: lower bits would not change which.
-                bit = tl.where(reached == k, 0, bit)
-        above = _at_least(kept, row_ptr, low, limit, threshold + 1, CHUNK)
+                following = tl.where((more > 0) & (reached == k), 0, following)
+            step = following
+        above, _, _ = _count(kept, row_ptr, low, limit, threshold + 1, 0, CHUNK)
     ties = count - above
 
     out_row = plane * out_queries + out_first + query
@@ -131,14 +172,37 @@ def select_blocks_triton(
     counts = torch.empty((batch, heads, num_queries), dtype=torch.int32, device=q_pooled.device)
     if lists.numel() == 0 or num_keys == 0:
         return lists.zero_(), counts.zero_()
+    if num_keys > MAX_KEYS:
+        return select_blocks_naive(q_pooled, k_pooled, k, limit, first, mask)
     limit = limit.contiguous()
     bound = limit if first is None else first.contiguous()
-    for part, scores in score_chunks(q_pooled, k_pooled, None, mask):
+    few = batch * heads * num_queries < MANY_ROWS and batch * heads * num_queries * num_keys <= MAX_SCORES
+    if few and mask is None:
+        parts = iter([(slice(0, num_queries), _scores(q_pooled, k_pooled))])
+    else:
+        parts = score_chunks(q_pooled, k_pooled, None, mask)
+    for part, scores in parts:
         rows = batch * heads * scores.shape[2]
-        many = rows >= MANY_ROWS
+        chunk, warps = (1024, 1) if rows >= MANY_ROWS else (SHORT, 8) if num_keys <= SHORT else (LONG, 16)
         select_kernel[(rows,)](
             scores, limit, bound, lists, counts, heads, scores.shape[2], num_keys, k,
             num_queries if limit.shape[0] > 1 else 0, num_queries if bound.shape[0] > 1 else 0, num_queries, part.start,
-            HAS_FIRST=first is not None, CHUNK=1024 if many else 4096, num_warps=1 if many else 8,
+            HAS_FIRST=first is not None, CHUNK=chunk, num_warps=warps,
         )  # fmt: skip
     return lists, counts
+
+
+def _scores(q_pooled: Tensor, k_pooled: Tensor) -> Tensor:
+    """Products of few queries with many keys, which libraries spread over too few programs: fp32 ``[B, H, NQ, NK]``."""
+    q_pooled, k_pooled = (x if x.stride(3) == 1 else x.contiguous() for x in (q_pooled, k_pooled))
+    batch, heads, num_queries, dim = q_pooled.shape
+    num_keys = k_pooled.shape[2]
+    scores = torch.empty((batch, heads, num_queries, num_keys), dtype=torch.float32, device=q_pooled.device)
+    exact = torch.get_float32_matmul_precision() == "highest"
+    score_kernel[(triton.cdiv(num_keys, 64), batch * heads, triton.cdiv(num_queries, 32))](
+        q_pooled, k_pooled, scores, heads, num_queries, num_keys, *q_pooled.stride()[:3],
+        k_pooled.stride(0) if k_pooled.shape[0] > 1 else 0, *k_pooled.stride()[1:3],
+        D=dim, D_PAD=max(16, triton.next_power_of_2(dim)), ROWS=32, KEYS=64,
+        PRECISION="tf32x3" if exact else "tf32", num_warps=4,
+    )  # fmt: skip
+    return scores

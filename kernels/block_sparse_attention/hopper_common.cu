@@ -9,13 +9,12 @@
 //   HAS_SIZES           1 where key blocks have sizes of their own
 //   GRADIENT            1 where the gradient of the output is kept beside the queries
 //   HALF_TO_BITS        cvt instruction that packs two floats
-// and puts hopper_instructions.cu in front, with the wgmma wrappers Logits<N>::multiply and Values::multiply.
+// and puts hopper_instructions.cu, the wgmma wrappers Logits<N>::multiply and Values::multiply, and hopper_schedule.cu in
+// front.
 //
 // One program per multiprocessor. A producer warp copies whole query blocks and pieces of key blocks to shared memory
 // with the bulk tensor engine, whose block axis makes rows past a block's end read as zeros; consumer warpgroups
-// compute. Programs take whole query blocks first, in step, so that the blocks of one head meet in the L2 cache; the
-// blocks of the last, incomplete round are cut into equal shares for all programs, whose results `combine` merges.
-
+// compute.
 
 constexpr int ROWS = WARPGROUPS * 64;
 constexpr int HALVES = HEAD_DIM / 64;               // 64 channels are 128 bytes, the width of a swizzled row
@@ -26,72 +25,6 @@ constexpr int KV_BYTES = KV_HALF * HALVES;
 constexpr int WARPS = WARPGROUPS * 4;
 constexpr int LOGITS = SUB_ROWS / 2;                // accumulators of a thread for a piece's logits
 constexpr int OUTPUTS = HEAD_DIM / 2;
-
-// Matrix descriptor of a tile with 128-byte swizzle; offsets in bytes.
-__device__ __forceinline__ u64 descriptor(u32 address, u32 leading, u32 stride) {
-    return (u64)((address & 0x3ffff) >> 4) | (u64)(leading >> 4) << 16 | (u64)(stride >> 4) << 32 | (u64)1 << 62;
-}
-struct Ring {
-    int slot = 0;
-    u32 phase = 0;
-    __device__ __forceinline__ void advance() {
-        if (++slot == STAGES) { slot = 0; phase ^= 1; }
-    }
-};
-
-struct Arguments {
-    TensorMap q, g, k, v;     // g: gradient of the output, in the gradient kernel
-    const int* lists;
-    const int* counts;
-    const int* sizes;
-    unsigned short* out;      // [planes, q_blocks * Q_BLOCK, HEAD_DIM]: attention output, or gradient of the queries
-    float* lse;               // [planes, q_blocks * Q_BLOCK]: written forward, read for the gradient
-    const float* delta;       // [planes, q_blocks * Q_BLOCK], for the gradient
-    float* part_out;          // [2 * programs, Q_BLOCK, HEAD_DIM]: results of shares
-    float* part_lse;          // [2 * programs, Q_BLOCK]
-    i64 list_batch, list_head, list_row, count_batch, count_head;
-    int heads, q_blocks, keys_have_batch, whole, rest;
-    float scale;
-};
-
-// A share of one query block's list; part < 0 where it is the whole list.
-struct Segment {
-    int tile, begin, end, part;
-};
-
-// The segments of this program, the same for every role.
-struct Schedule {
-    const Arguments& a;
-    int tile, programs;
-    __device__ Schedule(const Arguments& a) : a(a), tile(blockIdx.x), programs(gridDim.x) {}
-    __device__ int count(int t) const {
-        int plane = t / a.q_blocks;
-        return a.counts[(i64)(plane / a.heads) * a.count_batch + (i64)(plane % a.heads) * a.count_head + t % a.q_blocks];
-    }
-    __device__ bool next(Segment& s) {
-        if (tile < a.whole) {
-            s = {tile, 0, count(tile), -1};
-            tile += programs;
-            if (tile >= a.whole) tile = a.whole + (int)((i64)blockIdx.x * a.rest / programs);
-            return true;
-        }
-        int index = tile - a.whole;
-        // In units of 1 / programs of a query block.
-        i64 low = (i64)blockIdx.x * a.rest - (i64)index * programs, high = low + a.rest;
-        if (index >= a.rest || high <= 0) return false;
-        low = low < 0 ? 0 : low;
-        high = high > programs ? programs : high;
-        i64 n = count(tile);
-        s = {tile, (int)(low * n / programs), (int)(high * n / programs),
-             (int)(2 * blockIdx.x + index - (i64)blockIdx.x * a.rest / programs)};
-        tile++;
-        return true;
-    }
-    // Programs without a whole block start at their share.
-    __device__ void start() {
-        if (tile >= a.whole) tile = a.whole + (int)((i64)blockIdx.x * a.rest / programs);
-    }
-};
 
 template <int N>
 __device__ __forceinline__ void multiply_logits(float (&s)[N / 2], u64 q, u64 k) {

@@ -61,5 +61,32 @@ __device__ __forceinline__ u32 pack(float low, float high) {
     asm(HALF_TO_BITS " %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
     return r;
 }
+__device__ __forceinline__ float low(u32 x) {
+    float y;
+    asm("{\n.reg .b16 a, b;\nmov.b32 {a, b}, %1;\n" HALF_FROM_BITS " %0, a;\n}" : "=f"(y) : "r"(x));
+    return y;
+}
+__device__ __forceinline__ float high(u32 x) { return low(x >> 16); }
+// Barrier of the two warpgroups that share weights; 0 is __syncthreads.
+__device__ __forceinline__ void pair_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+// Stores 8 x 8 matrices of 16-bit values, transposed: lane i of eight gives the address of column i.
+__device__ __forceinline__ void store_transposed(u32 to, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+__device__ __forceinline__ void store_transposed(u32 to, u32 a, u32 b) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(a), "r"(b) : "memory");
+}
+__device__ __forceinline__ void add_global(float* to, float x, float y) {
+    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x), "f"(y) : "memory");
+}
+__device__ __forceinline__ uint4 load_shared(u32 from) {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from) : "memory");
+    return x;
+}
+__device__ __forceinline__ void store_shared(u32 to, uint4 x) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
 
 template <int N> struct Logits;
+template <int N> struct Outer;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,8 +67,102 @@ class Plan(NamedTuple):
 
     @property
     def registers(self) -> int:
-        """Registers of a consumer thread; a producer thread keeps 32."""
-        return min(240, (65536 // 128 - 32) // self.warpgroups // 8 * 8)
+        """Registers of a consumer thread; a producer thread keeps 32.
+
+        Warpgroups can only take what the others of the program gave back: registers beyond those that the launch
+        allocated, in units of 8 a thread, are out of reach, and a thread that asks for them waits for ever.
+        """
+        groups = self.warpgroups + 1
+        at_launch = 65536 // (groups * 128) // 8 * 8
+        return min(240, (groups * at_launch - 32) // self.warpgroups // 8 * 8)
+
+
+class ColumnsPlan(NamedTuple):
+    """How the forward kernel with queries as columns tiles a problem: bf16, 128 channels.
+
+    Attributes:
+        q_block: tokens of a query block, at most 160.
+        kv_block: tokens of a key block.
+        strip: rows in which key blocks are cut; chunks of 64 rows take as many strips as they hold.
+        sizes: key blocks have sizes of their own.
+    """
+
+    q_block: int
+    kv_block: int
+    strip: int
+    sizes: bool
+
+    @property
+    def columns(self) -> int:
+        """Columns of the products."""
+        return -(-self.q_block // 8) * 8
+
+    @property
+    def stages(self) -> int:
+        """Chunks of keys, and of values, in flight."""
+        return 4
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory: queries, weights of two chunks, keys and values, room for alignment."""
+        return 512 * self.columns + self.stages * 32_768 + 1024
+
+
+class GradientsPlan(NamedTuple):
+    """How the kernel of all gradients tiles a problem: 128 channels.
+
+    Attributes:
+        q_block: tokens of a query block.
+        kv_block: tokens of a key block.
+        strip: rows in which query blocks are cut, as key blocks in :class:`ColumnsPlan`.
+        half: "bf16" or "f16".
+        sizes: key blocks have sizes of their own.
+        query: compute the gradient of the queries too, by additions in memory in any order.
+    """
+
+    q_block: int
+    kv_block: int
+    strip: int
+    half: str
+    sizes: bool
+    query: bool
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of a key block: as few as the registers of a consumer allow."""
+        return -(-self.kv_block // 80)
+
+    @property
+    def piece_rows(self) -> int:
+        """Rows of a piece, a multiple of 16."""
+        return -(-self.kv_block // self.pieces // 16) * 16
+
+    @property
+    def last_columns(self) -> int:
+        """Columns of the last piece, a multiple of 8."""
+        return -(-(self.kv_block - (self.pieces - 1) * self.piece_rows) // 8) * 8
+
+    @property
+    def stages(self) -> int:
+        """Chunks of queries, and of the output's gradient, in flight."""
+        return 4
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory: chunks, keys and values, two weights of two chunks, room for alignment."""
+        return self.stages * 32_768 + 1024 * self.piece_rows + 1024
+
+
+AnyPlan = Plan | ColumnsPlan | GradientsPlan
+
+
+def best_strip(block: int) -> int:
+    """Rows in which to cut blocks so that chunks of 64 waste the fewest."""
+
+    def rows(strip: int) -> float:
+        return -(-block // strip) * 64 / (64 // strip)
+
+    return min((64, 32, 21, 16), key=lambda strip: (rows(strip), -strip))
 
 
 def _operands(first: int, count: int) -> str:
@@ -103,8 +198,50 @@ def _values(dim: int, half: str) -> str:
 """
 
 
-def constants(plan: Plan) -> str:
-    """The definitions that ``hopper_common.cu`` asks for."""
+def _outer(columns: int, half: str) -> str:
+    """O += A^T W of 16 rows: 64 channels of A, by ``columns`` rows of W; both in shared memory."""
+    n = columns // 2
+    outputs = ", ".join(f'"+f"(o[{i}])' for i in range(n))
+    return f"""template <> struct Outer<{columns}> {{
+    template <int M> static __device__ __forceinline__ void multiply(float (&o)[M], u64 a, u64 b) {{
+        asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, 1, 0;\\n"
+            "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{half}.{half} {{{_operands(0, n)}}}, %{n}, %{n + 1}, "
+            "p, 1, 1, 1, 0;\\n}}" : {outputs} : "l"(a), "l"(b));
+    }}
+}};
+"""
+
+
+def _defines(values: Mapping[str, object]) -> str:
+    return "".join(f"#define {name} {value}\n" for name, value in values.items())
+
+
+def _conversions(half: str) -> dict[str, object]:
+    return {"HALF_TO_BITS": f'"cvt.rn.{half}x2.f32"', "HALF_FROM_BITS": f'"cvt.f32.{half}"'}
+
+
+def _stream(block: int, strip: int, stages: int) -> dict[str, object]:
+    """What ``hopper_strips.cu`` asks for."""
+    strips = {"STRIP": strip, "STRIPS": -(-block // strip), "SPC": 64 // strip}
+    return {"HEAD_DIM": 128, "STREAM_BLOCK": block, "STAGES": stages, **strips}
+
+
+def constants(plan: AnyPlan) -> str:
+    """The definitions that the ``.cu`` files ask for."""
+    values: dict[str, object]
+    if isinstance(plan, ColumnsPlan):
+        values = {"Q_BLOCK": plan.q_block, "COLUMNS": plan.columns, "HAS_SIZES": int(plan.sizes), "REDOES": 0}
+        return _defines(values | _stream(plan.kv_block, plan.strip, plan.stages) | _conversions("bf16"))
+    if isinstance(plan, GradientsPlan):
+        values = {
+            "KV_BLOCK": plan.kv_block,
+            "PIECE": plan.piece_rows,
+            "PIECES": plan.pieces,
+            "LAST": plan.last_columns,
+            "HAS_SIZES": int(plan.sizes),
+            "QUERY_GRADIENT": int(plan.query),
+        }
+        return _defines(values | _stream(plan.q_block, plan.strip, plan.stages) | _conversions(plan.half))
     values = {
         "Q_BLOCK": plan.q_block,
         "KV_BLOCK": plan.kv_block,
@@ -117,27 +254,36 @@ def constants(plan: Plan) -> str:
         "CONSUMER_REGISTERS": plan.registers,
         "HAS_SIZES": int(plan.sizes),
         "GRADIENT": int(plan.gradient),
-        "HALF_TO_BITS": '"cvt.rn.bf16x2.f32"' if plan.half == "bf16" else '"cvt.rn.f16x2.f32"',
+        "REDOES": int(not plan.gradient),
     }
-    return "".join(f"#define {name} {value}\n" for name, value in values.items())
+    return _defines(values | _conversions(plan.half))
 
 
-def kernel_file(plan: Plan) -> str:
-    """Name of the file with the kernels of a plan."""
-    return "hopper_query_gradient.cu" if plan.gradient else "hopper_forward.cu"
+def kernel_files(plan: AnyPlan) -> list[str]:
+    """Names of the files that follow the instructions and the products of a plan."""
+    if isinstance(plan, ColumnsPlan):
+        kernels = ["hopper_forward_columns.cu", "hopper_combine.cu"]
+        return ["hopper_tiles.cu", "hopper_schedule.cu", "hopper_strips.cu", *kernels]
+    if isinstance(plan, GradientsPlan):
+        kernels = ["hopper_gradients.cu", "hopper_prepare.cu", "hopper_invert.cu"]
+        return ["hopper_tiles.cu", "hopper_strips.cu", *kernels]
+    kernels = ["hopper_query_gradient.cu"] if plan.gradient else ["hopper_forward.cu", "hopper_combine.cu"]
+    return ["hopper_tiles.cu", "hopper_schedule.cu", "hopper_common.cu", *kernels]
 
 
-def source(plan: Plan) -> str:
+def _products(plan: AnyPlan) -> list[str]:
+    if isinstance(plan, ColumnsPlan):
+        return [_logits(plan.columns, "bf16"), _outer(plan.columns, "bf16")]
+    if isinstance(plan, GradientsPlan):
+        sizes = sorted({plan.last_columns, *([plan.piece_rows] if plan.pieces > 1 else [])})
+        return [*(make(n, plan.half) for n in sizes for make in (_logits, _outer)), _values(128, plan.half)]
+    columns = {plan.last_columns, *([plan.piece_rows] if plan.pieces > 1 else [])}
+    return [*(_logits(n, plan.half) for n in sorted(columns)), _values(plan.dim, plan.half)]
+
+
+def source(plan: AnyPlan) -> str:
     """Complete CUDA source of a plan's kernels, which includes no headers."""
     folder = Path(__file__).parent
-    columns = {plan.last_columns, *([plan.piece_rows] if plan.pieces > 1 else [])}
-    return "\n".join(
-        [
-            constants(plan),
-            (folder / "hopper_instructions.cu").read_text(encoding="utf-8"),
-            *(_logits(n, plan.half) for n in sorted(columns)),
-            _values(plan.dim, plan.half),
-            (folder / "hopper_common.cu").read_text(encoding="utf-8"),
-            (folder / kernel_file(plan)).read_text(encoding="utf-8"),
-        ]
-    )
+    head, *files = ["hopper_instructions.cu", *kernel_files(plan)]
+    texts = [(folder / name).read_text(encoding="utf-8") for name in (head, *files)]
+    return "\n".join([constants(plan), texts[0], *_products(plan), *texts[1:]])

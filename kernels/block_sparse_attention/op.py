@@ -83,9 +83,16 @@ def sparse_backward(
     from . import triton as launch
 
     inverse = None if offsets is None or entries is None else InverseLists(offsets, entries)
-    grad_q = delta = None
+    grad_q = delta = keys = None
     if path != "triton" and hopper.unsupported(q, k, v, q_block, kv_block, scale) is None:
         grad_out = grad_out.contiguous()
+        plan = hopper.gradients_plan(q, q_block, kv_block, kv_sizes is not None)
+        if plan is not None:
+            grad_q, *keys = hopper.gradients(
+                plan, grad_out, grad_lse, q, k, v, out, lse, lists, counts, inverse, kv_sizes, scale
+            )
+            if grad_q is not None:
+                return grad_q, keys[0], keys[1]
         if path == "hopper" or hopper.available(q, q_block, kv_block, kv_sizes is not None, True):
             delta = torch.linalg.vecdot(out.float(), grad_out.float()) - grad_lse
             # Queries without keys: their log-sum-exp has no gradient, and nothing else may depend on it.
@@ -93,6 +100,8 @@ def sparse_backward(
             grad_q = hopper.query_gradient(
                 grad_out, delta, q, k, v, lse, lists, counts, kv_sizes, q_block, kv_block, scale
             )
+            if keys is not None:
+                return grad_q, keys[0], keys[1]
     return launch.backward(
         grad_out, grad_lse, q, k, v, out, lse, lists, counts, kv_sizes, inverse, q_block, kv_block, scale, grad_q, delta
     )

@@ -1,7 +1,16 @@
+#ifdef COLUMNS  // the kernel with queries as columns
+#define GRADIENT 0
+#define KV_BLOCK STREAM_BLOCK
+constexpr int THREADS = 384, Q_ROWS = COLUMNS, K_ROWS = STRIP;
+#else
+constexpr int THREADS = (WARPGROUPS + 1) * 128, Q_ROWS = ROWS, K_ROWS = SUB_ROWS;
+#endif
 // Reads a problem from standard input, runs the emulated kernel (included before this file), writes the result.
 static Arguments arguments;
 static void program() {
-#if GRADIENT
+#ifdef COLUMNS
+    block_sparse_forward_columns(arguments);
+#elif GRADIENT
     block_sparse_query_gradient(arguments);
 #else
     block_sparse_forward(arguments);
@@ -37,10 +46,10 @@ int main() {
         memcpy(&m, words, sizeof(words));
     };
     Arguments& a = arguments;
-    map(a.q, q.data(), Q_BLOCK, q_blocks, batch, ROWS);
-    map(a.g, g.data(), Q_BLOCK, q_blocks, batch, ROWS);
-    map(a.k, k.data(), KV_BLOCK, kv_blocks, key_batch, SUB_ROWS);
-    map(a.v, v.data(), KV_BLOCK, kv_blocks, key_batch, SUB_ROWS);
+    map(a.q, q.data(), Q_BLOCK, q_blocks, batch, Q_ROWS);
+    map(a.g, g.data(), Q_BLOCK, q_blocks, batch, Q_ROWS);
+    map(a.k, k.data(), KV_BLOCK, kv_blocks, key_batch, K_ROWS);
+    map(a.v, v.data(), KV_BLOCK, kv_blocks, key_batch, K_ROWS);
     a.lists = lists.data();
     a.counts = counts.data();
     a.sizes = sizes.data();
@@ -56,12 +65,15 @@ int main() {
     a.count_batch = list_batch > 1 ? (i64)list_heads * q_blocks : 0;
     a.heads = heads;
     a.q_blocks = q_blocks;
+    a.kv_blocks = kv_blocks;
+    std::vector<int> redo(whole + rest + 2 * programs, 0);
+    a.redo = REDOES ? nullptr : redo.data();
     a.keys_have_batch = key_batch > 1;
     a.whole = whole;
     a.rest = rest;
     a.scale = scale[0];
     gridDim.x = programs;
-    for (blockIdx.x = 0; blockIdx.x < programs; blockIdx.x++) emulator::run_program((WARPGROUPS + 1) * 128, program);
+    for (blockIdx.x = 0; blockIdx.x < programs; blockIdx.x++) emulator::run_program(THREADS, program);
     blockDim.x = 128;
     for (blockIdx.x = 0; rest && blockIdx.x < (rest * Q_BLOCK + 3) / 4; blockIdx.x++)
         for (threadIdx.x = 0; threadIdx.x < 128; threadIdx.x++)

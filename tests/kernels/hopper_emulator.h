@@ -1,4 +1,4 @@
-// Runs hopper_forward.cu on the CPU, one program at a time, to find wrong indices, masks and barriers without a GPU.
+// Runs the Hopper kernels on the CPU, one program at a time, to find wrong indices, masks and barriers without a GPU.
 //
 // Every thread is a fibre. Instructions that wait (mbarriers, shuffles) hand over to the next fibre; if none can go on,
 // that is a deadlock. Shared memory is an array; its addresses are offsets. Matrix descriptors, the 128-byte swizzle and
@@ -17,9 +17,10 @@ typedef unsigned long long u64;
 typedef long long i64;
 struct alignas(64) TensorMap { u64 words[16]; };
 #define MINUS_INFINITY (-INFINITY)
-#define DYNAMIC_SHARED(name) char* name = emulator::shared + 4096
-#define STATIC_SHARED(type, name, count) type* name = (type*)(emulator::shared + 1024 * __COUNTER__)
+#define DYNAMIC_SHARED(name) char* name = emulator::shared + 16384
+#define STATIC_SHARED(type, name, count) type* name = (type*)(emulator::shared + 1024 * __COUNTER__)  /* only the last may be longer */
 struct float2 { float x, y; };
+struct uint2 { u32 x, y; };
 struct uint4 { u32 x, y, z, w; };
 static float2 make_float2(float x, float y) { return {x, y}; }
 static uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
@@ -34,6 +35,17 @@ static float __int_as_float(u32 x) { float y; memcpy(&y, &x, 4); return y; }
 
 struct Index { int x = 0; };
 static Index threadIdx, blockIdx, gridDim, blockDim;
+
+static int atomicAdd(int* p, int x) {
+    *p += x;
+    return *p - x;
+}
+static void add_global(float* to, float x, float y) {
+    to[0] += x;
+    to[1] += y;
+}
+static float low(u32 x) { return __int_as_float(x << 16); }
+static float high(u32 x) { return __int_as_float(x & 0xffff0000u); }
 
 namespace emulator {
 alignas(1024) char shared[1 << 18];
@@ -175,13 +187,52 @@ static void copy_tile(u32 to, const TensorMap* map, u32 bar, int channel, int ro
 }
 static void fence_async() {}
 static void fence_barriers() {}
-template <int N> static void give_registers() {}
-template <int N> static void take_registers() {}
+// Warpgroups share what the launch allocated; one that asks for more waits for ever.
+static int registers[8];
+static void set_registers(int n) {
+    const int threads = (int)emulator::fibres.size(), groups = threads / 128;
+    int sum = 0;
+    registers[threadIdx.x / 128] = n;
+    for (int i = 0; i < groups; i++) sum += registers[i];
+    if (sum > 65536 / threads / 8 * 8 * groups) {
+        printf("warpgroups ask for %d registers a thread\n", sum);
+        exit(3);
+    }
+}
+template <int N> static void give_registers() { set_registers(N); }
+template <int N> static void take_registers() { set_registers(N); }
 static void wgmma_fence() {}
 static void wgmma_commit() {}
 template <int N> static void wgmma_wait() {}
 template <int N> static void pin(float (&)[N]) {}
 static float exp2_fast(float x) { return exp2f(x); }
+static void pair_sync() {
+    static emulator::Warp both;
+    emulator::meet(both, 256);
+}
+// Lane i of eight has the address of column i of a matrix; lane c * 4 + i / 2 holds its row c.
+static void store_matrices(u32 to, const u32* x, int count) {
+    auto& w = own_warp();
+    const int lane = threadIdx.x % 32, i = lane % 8;
+    for (int m = 0; m < count; m++) w.box[lane][m] = x[m];
+    __syncwarp();
+    for (int c = 0; c < 8 && lane < 8 * count; c++) {
+        u32 pair = w.box[c * 4 + i / 2][lane / 8];
+        uint16_t value = i % 2 ? pair >> 16 : pair & 0xffff;
+        memcpy(emulator::shared + to + 2 * c, &value, 2);
+    }
+    __syncwarp();
+}
+static void store_transposed(u32 to, u32 a, u32 b, u32 c, u32 d) {
+    const u32 x[] = {a, b, c, d};
+    store_matrices(to, x, 4);
+}
+static void store_transposed(u32 to, u32 a, u32 b) {
+    const u32 x[] = {a, b};
+    store_matrices(to, x, 2);
+}
+static uint4 load_shared(u32 from) { return *(const uint4*)(emulator::shared + from); }
+static void store_shared(u32 to, uint4 x) { *(uint4*)(emulator::shared + to) = x; }
 static uint16_t to_half(float x) {
     u32 bits;
     memcpy(&bits, &x, 4);
@@ -222,6 +273,18 @@ struct Values {
             for (u32 k = 0; k < 16; k++)
                 o[i] += a[i / 2 % 2][k] *
                         half_value(start_of(b) + n / 64 * leading_of(b) + n % 64 * 2 + k / 8 * stride_of(b) + k % 8 * 128);
+        }
+    }
+};
+template <int N> struct Outer {
+    template <int M> static void multiply(float (&o)[M], u64 a, u64 b) {
+        using namespace emulator;
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+        for (int i = 0; i < N / 2; i++) {
+            const u32 row = warp * 16 + lane / 4 + 8 * (i / 2 % 2), column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+            for (u32 k = 0; k < 16; k++)
+                o[i] += half_value(start_of(a) + row * 2 + k / 8 * stride_of(a) + k % 8 * 128) *
+                        half_value(start_of(b) + column / 8 * stride_of(b) + column % 8 * 128 + k * 2);
         }
     }
 };

@@ -1,10 +1,12 @@
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from decmem_env.model import CheckpointError, ModelConfig, WorldModel
 from decmem_env.model.config import debug, preset, tiny
+from decmem_env.model.importing import parameter_shapes
 from safetensors.torch import load_file, save_file
 
 from .conftest import build, make_walk
@@ -99,7 +101,9 @@ def test_a_device_that_is_not_there():
         WorldModel.from_pretrained("debug", device="cuda")
 
 
-@pytest.mark.parametrize("config", [tiny(), debug(), tiny().with_overrides(fusion="union", top_k=96)])
+@pytest.mark.parametrize(
+    "config", [tiny(), debug(), preset("wan-1.3b"), tiny().with_overrides(fusion="union", top_k=96)]
+)
 def test_config_round_trip(config):
     assert ModelConfig.from_json(config.to_json()) == config
     values = json.loads(config.to_json())
@@ -132,6 +136,33 @@ def test_tiny_is_what_the_issue_asks_for():
 def test_impossible_sizes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny().with_overrides(**changes)
+
+
+def test_wan_is_what_the_paper_describes():
+    config = preset("wan-1.3b")
+    assert (config.width, config.depth, config.heads, config.head_dim, config.ffn_width) == (1536, 30, 12, 128, 8960)
+    assert (config.grid, config.tokens, config.block_tokens, config.padding) == ((22, 40), 882, 147, 2)
+    assert (config.chunk, config.window, config.top_k, config.frames_per_latent) == (4, 8, 80, 4)
+    count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    gates = 30 * (1536 * 1536 + 1536)
+    actions = 100 * 1536 + 1536 + 1536 * 1536 + 1536
+    assert count - gates - actions == 1_126_858_816  # Wan2.1-T2V-1.3B without text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"camera_channels": 24}, "multiple of 16"),
+        ({"spatial_channels": 60}, "which gives"),
+        ({"blocks_per_frame": 100}, "blocks empty"),
+        ({"patch": 3}, "does not divide latents"),
+        ({"shift": 0.0}, "shift is 0"),
+        ({"layout": "none"}, "expected one of split, wan"),
+    ],
+)
+def test_impossible_sizes_of_wan_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        preset("wan-1.3b").with_overrides(**changes)
 
 
 def test_unknown_preset():

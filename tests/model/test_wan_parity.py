@@ -4,11 +4,12 @@ import pytest
 import torch
 from decmem_env.model.config import preset
 from decmem_env.model.formats import bare_names
-from decmem_env.model.importing import parameter_shapes
+from decmem_env.model.importing import load_transformer, parameter_shapes
 from decmem_env.model.matching import assemble, match_names
 from decmem_env.model.transformer import WorldTransformer, time_features
 from decmem_env.model.wan_size import WanAutoencoderConfig
 from decmem_env.model.weight_files import TensorInfo
+from safetensors.torch import save_file
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -99,6 +100,22 @@ def test_one_block_of_full_width_equals_diffusers():
     assert ours.config.width == 1536 and ours.config.ffn_width == 8960 and ours.config.head_dim == 128
     wanted, found = velocities(theirs, ours, 2)
     assert relative(found, wanted) <= 1e-5
+
+
+def test_weights_of_diffusers_load_from_a_file(tmp_path):
+    config = backbone(3, camera_channels=16, spatial_channels=24, temporal_channels=8, depth=2, **SMALL)
+    theirs, ours = pair(config)
+    save_file(theirs.state_dict(), str(tmp_path / "wan.safetensors"))
+    loaded, plan = load_transformer(
+        tmp_path / "wan.safetensors", config, device=torch.device("cpu"), allow_partial=True
+    )
+    assert plan.family == "diffusers"
+    loaded.text_context.copy_(ours.text_context)
+    torch.manual_seed(2)
+    wanted, first = velocities(theirs, ours, 3)
+    torch.manual_seed(2)
+    _, second = velocities(theirs, loaded, 3)
+    assert torch.equal(first, second)
 
 
 def test_camera_channels_hardly_change_what_the_backbone_does():
