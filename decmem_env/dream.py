@@ -58,8 +58,10 @@ class Dream:
             blocks = torch.from_numpy(start.simulator.blocks).to(self.device)
             renderer = _renderer(self.height, self.width, self.device)
             frames = renderer.render(blocks, np.zeros(len(start.poses), np.int64), start.poses).rgb.cpu().numpy()
-        # Memory takes whole chunks: a context that is no multiple begins with copies of its first frame.
-        pad = np.maximum(np.arange(-(-len(frames) % self.frames_per_step), len(frames)), 0)
+        # Memory takes whole chunks: a context that is no multiple begins with copies of its first frame. The first
+        # latent of a video is a single frame.
+        alone = int(getattr(self.model.autoencoder, "frames_per_latent", 1)) - 1
+        pad = np.maximum(np.arange(-(-(len(frames) + alone) % self.frames_per_step), len(frames)), 0)
         session = self.model.start(seed=seed, **self._sampling)
         session.observe(frames[pad], start.actions[pad], start.poses[pad])
         return session, frames[-1].copy()

@@ -82,14 +82,19 @@ def decoded_truth(model: Any, frames: torch.Tensor, chunk: int = 256) -> torch.T
     Args:
         model: A `WorldModel`.
         frames: uint8 [N, H, W, 3].
-        chunk: Frames at a time.
+        chunk: Frames at a time, a multiple of 4.
 
     Returns:
         uint8 [N, H, W, 3] on the frames' device.
     """
-    autoencoder = model.autoencoder
+    stream = model.autoencoder.stream()
+    group = stream.encoder.frames_per_latent
+    # A latent takes whole groups of frames behind a single first one: repeat the last frame, and cut it off again.
+    lack = -(len(frames) - 1) % group
+    whole = torch.cat([frames, frames[-1:].expand(lack, *frames.shape[1:])])
+    lead = len(whole) % group
     parts = []
-    for part in frames.split(chunk):
-        latents = autoencoder.encode(part.to(model.device))
-        parts.append(torch.as_tensor(autoencoder.decode(latents)).to(frames.device))
-    return torch.cat(parts)
+    for part in (whole[:lead], *whole[lead:].split(chunk)):
+        if len(part):
+            parts.append(stream.decode(stream.encode(part.to(model.device))).to(frames.device))
+    return torch.cat(parts)[: len(frames)]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .model import WorldModel
     from .model.session import Session, Settings
+    from .model.taehv import TinyVideoDecoder
 
 CHECK_BOUND = {"bfloat16": 2e-2, "float16": 4e-3, "float32": 1e-4}
 PREFIX, CHUNKS, FEW_STEPS = 56, 8, 4
@@ -28,7 +29,7 @@ _AT_ONCE = 16
 
 
 def random_model(preset: str, device: str, dtype: torch.dtype, latents: int, **changes: Any) -> WorldModel:
-    """A model of random weights in which every part matters, without autoencoder.
+    """A model of random weights in which every part matters.
 
     Args:
         preset: Of `model.config`.
@@ -40,7 +41,7 @@ def random_model(preset: str, device: str, dtype: torch.dtype, latents: int, **c
     import torch
     from torch import nn
 
-    from .model import WorldModel
+    from .model import WorldModel, autoencoders
     from .model.checkpoint import Checkpoint
     from .model.config import preset as sizes
     from .model.memory import page_bytes
@@ -51,6 +52,7 @@ def random_model(preset: str, device: str, dtype: torch.dtype, latents: int, **c
     torch.manual_seed(0)
     with place:
         transformer = WorldTransformer(config)
+        autoencoder = autoencoders.build_autoencoder(config.autoencoder)
         for block in transformer.blocks:
             nn.init.normal_(cast(Any, block).modulation, std=0.5)  # so that each layer changes the stream
             gate = cast(Any, block).attention.gate
@@ -59,8 +61,18 @@ def random_model(preset: str, device: str, dtype: torch.dtype, latents: int, **c
         nn.init.normal_(transformer.head.weight, std=config.width**-0.5)
         nn.init.normal_(cast(Any, transformer.action)[2].weight, std=config.width**-0.5)
     transformer.eval().requires_grad_(False).to(place)
-    loaded = Checkpoint(f"random {preset}", "0" * 64, config, transformer, cast(Any, None))
+    loaded = Checkpoint(f"random {preset}", "0" * 64, config, transformer, autoencoders.place(autoencoder, place))
     return WorldModel(loaded, place, dtype, memory_budget=(latents + 8 * config.chunk) * page_bytes(config, dtype))
+
+
+def random_fast_decoder(device: str, dtype: torch.dtype) -> TinyVideoDecoder:
+    """TAEHV's decoder with random weights."""
+    import torch
+
+    from .model.taehv import TinyVideoDecoder
+
+    decoder = TinyVideoDecoder().eval().requires_grad_(False)
+    return decoder.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def filled_session(model: WorldModel, latents: int) -> Session:
@@ -96,12 +108,12 @@ def observe(session: Session, latents: int) -> None:
     session.observe_latents(frames, actions, _poses(latents))
 
 
-def step(session: Session) -> None:
+def step(session: Session, decode: bool = False) -> None:
     """Generate one chunk of a player who turns on the spot."""
     count = session.model.frames_of(session)
     actions = np.zeros((1, count, session.model.config.action_dim), np.float32)
     actions[..., 16] = 1.0
-    session.model.step([session], actions, _poses(count)[None], decode=False)
+    session.model.step([session], actions, _poses(count)[None], decode=decode)  # type: ignore[call-overload]
 
 
 def _poses(count: int) -> np.ndarray:
@@ -199,22 +211,37 @@ def dense_seconds(session: Session) -> float:
     return one + (session.settings.steps - 1) * (three - one) / 2
 
 
-def protocol(model: WorldModel, prefix: int = PREFIX, chunks: int = CHUNKS, **settings: Any) -> dict[str, float]:
-    """The paper's protocol without the autoencoder.
+def protocol(
+    model: WorldModel, prefix: int = PREFIX, chunks: int = CHUNKS, decode: bool = False, **settings: Any
+) -> dict[str, float]:
+    """The paper's protocol; the prefix is given as latents.
+
+    Args:
+        model: Of `random_model`.
+        prefix: Latents that are observed.
+        chunks: To generate.
+        decode: Whether frames are made; decoding the prefix, which later frames depend on, counts as prefill.
+        **settings: Of the session.
 
     Returns:
         `frames_per_second`, `chunk_seconds` (mean), `prefill_seconds`.
     """
-    session = _branch(model.start(0), **settings)
-    observe(session, prefix)  # compiles
-    step(session)
-    session.close()
-    session = _branch(model.start(0), **settings)
-    prefill = timed(model, lambda: observe(session, prefix))
+
+    def begin() -> None:
+        observe(session, prefix)
+        if decode:
+            session.decode_context()
 
     def play() -> None:
         for _ in range(chunks):
-            step(session)
+            step(session, decode)
+
+    session = _branch(model.start(0), **settings)
+    begin()  # compiles
+    step(session, decode)
+    session.close()
+    session = _branch(model.start(0), **settings)
+    prefill = timed(model, begin)
 
     seconds = timed(model, play)
     session.close()

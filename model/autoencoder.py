@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import video_stream
 from .video_stream import VideoStream
 
 SCALE = 16  # pixels of one latent cell, in each direction
@@ -266,9 +267,13 @@ class TinyAutoencoder(nn.Module):
         with torch.no_grad():
             return to_frames(self.decode_float(latents.to(self.dtype)))
 
-    def stream(self) -> VideoStream:
-        """Begin a video; frames do not depend on each other here."""
-        return VideoStream(self, self)
+    def stream(self, decoder: video_stream.Decoder | None = None) -> VideoStream:
+        """Begin a video; frames do not depend on each other here.
+
+        Args:
+            decoder: Takes the place of this autoencoder's own.
+        """
+        return VideoStream(self, decoder or self)
 
     def encode_part(self, frames: Tensor, old: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         """`encode` in the form that a `VideoStream` asks for."""

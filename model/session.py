@@ -16,6 +16,8 @@ from ..conventions.actions import validate_vector
 from ..conventions.poses import validate_poses
 from .attention import BlockLists
 from .memory import MemoryBank
+from .video_rate import to_latent_rate
+from .video_stream import VideoStream
 
 if TYPE_CHECKING:
     from .snapshot import Snapshot
@@ -80,6 +82,10 @@ class Session:
         self.bank = MemoryBank(model.pool)
         self.generator = torch.Generator().manual_seed(self.seed)
         self.pending: Pending | None = None
+        # `video` stands before the pending chunk until `shown` holds its frames, and behind it from then on.
+        self.video = model.autoencoder.stream(model.decoder)
+        self.shown: Tensor | None = None
+        self.encoded = 0  # latent frames that `video` has encoded
         self.origin: NDArray[np.float64] | None = None
         self.next_frame = 0
         self.forks = 0
@@ -123,13 +129,26 @@ class Session:
                 f"{count} frames with actions {actions.shape} and poses {poses.shape}: expected [{count}, "
                 f"{cfg.action_dim}] and [{count}, 5]"
             )
-        if count % cfg.chunk:
-            raise ValueError(f"{count} frames: expected a multiple of the chunk of {cfg.chunk}")
+        stride = cfg.frames_per_latent
+        whole, alone = cfg.chunk * stride, stride - 1 if self.next_frame == 0 else 0
+        if (count + alone) % whole:
+            wanted = f"{whole - alone} or any multiple of {whole} more, for" if alone else "a multiple of"
+            raise ValueError(f"{count} frames: expected {wanted} the chunk of {whole}")
+        if self.model.autoencoder.reach and self.encoded != self.next_frame:
+            raise ValueError(
+                "this session holds frames that were generated or given as latents, and its autoencoder encodes a "
+                "video without gaps: observe before the first step, or start another session"
+            )
         with self.model.lock:
-            parts = [
-                self.model.autoencoder.encode(part.to(self.model.device)).float() for part in pixels.split(ENCODE_BATCH)
-            ]
-            self.observe_latents(torch.cat(parts), actions, poses, progress)
+            before, self.video = self.video, self.video.fork()
+            try:
+                parts = [self.video.encode(part.to(self.model.device)) for part in _parts(self.video, pixels)]
+                slow = to_latent_rate(actions, poses, stride, self.next_frame == 0)
+                self.observe_latents(torch.cat(parts), *slow, progress)
+            except BaseException:
+                self.video = before
+                raise
+            self.encoded = self.next_frame
 
     def observe_latents(
         self,
@@ -185,6 +204,7 @@ class Session:
                 child.generator.set_state(self.generator.get_state())
                 child.forks = self.forks
             child.pending, child.origin, child.next_frame = self.pending, self.origin, self.next_frame
+            child.video, child.shown, child.encoded = self.video.fork(), self.shown, self.encoded
             child.record_lists = self.record_lists
             children.append(child)
         return children
@@ -197,7 +217,7 @@ class Session:
         return Snapshot.of(self)
 
     def decode_context(self) -> NDArray[np.uint8]:
-        """The newest chunk as the autoencoder shows it, uint8 [c, H, W, 3].
+        """The newest chunk as the autoencoder shows it, uint8 [F, H, W, 3].
 
         Raises:
             ValueError: Nothing was observed or generated yet.
@@ -205,7 +225,27 @@ class Session:
         if self.pending is None:
             raise ValueError("this session has no frame yet: observe some, or step")
         with self.model.lock:
-            return self.model.autoencoder.decode(self.pending.latents).cpu().numpy()
+            return self.show().cpu().numpy()
+
+    def show(self) -> Tensor:
+        """Decode the pending chunk, once; uint8 [F, H, W, 3]."""
+        assert self.pending is not None
+        if self.shown is None:
+            self.shown = self.video.decode(self.pending.latents)
+        return self.shown
+
+    def replace_pending(self, pending: Pending, between: Tensor | None = None) -> None:
+        """Make another chunk the newest one.
+
+        Args:
+            pending: The chunk.
+            between: Latents [n, C, h, w] that came between the old one and this one.
+        """
+        if self.shown is None and self.pending is not None:
+            self.video.skip(self.pending.latents)
+        if between is not None:
+            self.video.skip(between)
+        self.pending, self.shown = pending, None
 
     @property
     def pose(self) -> NDArray[np.float64] | None:
@@ -246,7 +286,8 @@ class Session:
     def close(self) -> None:
         """Give the memory back; the session cannot be used any more."""
         self.bank.close()
-        self.pending, self.closed = None, True
+        self.pending, self.shown, self.closed = None, None, True
+        self.video = self.model.autoencoder.stream()
 
     def _open(self) -> None:
         if self.closed:
@@ -268,6 +309,12 @@ def _joined(first: Pending | None, second: Pending) -> Pending:
         np.concatenate([first.poses, second.poses]),
         np.concatenate([first.frame_index, second.frame_index]),
     )
+
+
+def _parts(video: VideoStream, frames: Tensor) -> list[Tensor]:
+    """Cut frames so that few of them lie on the device at a time."""
+    lead = len(frames) % video.encoder.frames_per_latent
+    return [part for part in (frames[:lead], *frames[lead:].split(ENCODE_BATCH)) if len(part)]
 
 
 def _split(frames: Pending, chunk: int) -> tuple[Pending, Pending]:

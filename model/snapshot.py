@@ -57,6 +57,7 @@ class Snapshot:
                 "forks": session.forks,
                 "next_frame": session.next_frame,
                 "evicted": bank.evicted,
+                "encoded": session.encoded,
                 "settings": dict(vars(session.settings)),
             }
             arrays = {
@@ -72,6 +73,9 @@ class Snapshot:
                 arrays["pending_actions"] = torch.from_numpy(pending.actions.copy())
                 arrays["pending_poses"] = torch.from_numpy(pending.poses.copy())
                 arrays["pending_frame_index"] = torch.from_numpy(pending.frame_index.copy())
+            arrays |= {f"video.{name}": tensor for name, tensor in session.video.tensors().items()}
+            if session.shown is not None:
+                arrays["shown"] = session.shown
             result = cls(facts, arrays)
             result._pool, result._slots = model.pool, bank.slots.copy()
             model.pool.retain(result._slots)
@@ -133,6 +137,10 @@ class Snapshot:
             bank.evicted = self.facts["evicted"]
             session.forks, session.next_frame = self.facts["forks"], self.facts["next_frame"]
             session.generator.set_state(arrays["generator"])
+            video = {name[len("video.") :]: t for name, t in arrays.items() if name.startswith("video.")}
+            session.video.load_tensors(video, model.device)
+            session.shown = arrays["shown"].to(model.device) if "shown" in arrays else None
+            session.encoded = self.facts.get("encoded", 0)
             if "origin" in arrays:
                 session.origin = arrays["origin"].numpy().copy()
             if "pending_latents" in arrays:

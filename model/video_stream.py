@@ -139,7 +139,8 @@ class VideoStream:
             return [tensors[f"{kind}.{i}"].to(device) for i in range(count)] or None
 
         self._encoded, self._decoded = slots("encoded"), slots("decoded")
-        self._skipped = (slots("skipped") or [None])[0]
+        skipped = slots("skipped")
+        self._skipped = skipped[0] if skipped else None
 
     def forget_encoder(self) -> None:
         """Drop the caches of the encoder; the next `encode` begins another video."""

@@ -48,7 +48,7 @@ class CausalConv3d(nn.Conv3d):
     def forward(self, x: Tensor, caches: Caches) -> Tensor:  # type: ignore[override]
         """[B, inputs, T, H, W] -> [B, outputs, T, H, W]."""
         past = caches.past()
-        return self.convolve(F.pad(x, (0, 0, 0, 0, 2, 0)) if past is None else torch.cat([past, x], 2), caches)
+        return self.convolve(F.pad(x, (0, 0, 0, 0, 2, 0)) if past is None else behind(past, x), caches)
 
     def convolve(self, joined: Tensor, caches: Caches, bias: bool = True) -> Tensor:
         """Convolve frames that have their two predecessors in front; leaves the last two as cache.
@@ -183,9 +183,16 @@ class Downsample(nn.Module):
         past = caches.past()
         caches.new.append(x[:, :, -1:].clone())
         if past is not None:
-            return self.time_conv(torch.cat([past, x], 2))
+            return self.time_conv(behind(past, x))
         first = x[:, :, :1]
         return first if x.shape[2] == 1 else torch.cat([first, self.time_conv(x)], 2)
+
+
+def behind(past: Tensor, x: Tensor) -> Tensor:
+    """[B, C, P + T, H, W] in the layout of `x`; a cache out of a file has lost it."""
+    last = x.is_contiguous(memory_format=torch.channels_last_3d)
+    layout = torch.channels_last_3d if last else torch.contiguous_format
+    return torch.cat([past.contiguous(memory_format=layout), x], 2)
 
 
 def as_images(x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from .session import Pending, Session, Settings
 from .snapshot import Snapshot
 from .streaming import Streamer
 from .video_rate import to_latent_rate, video_frames
+from .video_stream import Decoder
 
 PREFILL = {"cpu": 16, "cuda": 64}  # frames that one pass of a prefill commits
 
@@ -34,6 +35,7 @@ class WorldModel:
     Attributes:
         config: Sizes.
         autoencoder: Frames to latents and back.
+        decoder: Shows frames instead of the autoencoder's own, in sessions that start from now on (`taehv`).
         device: Where it runs.
         name: Of the checkpoint.
         sha256: Of the checkpoint.
@@ -46,6 +48,7 @@ class WorldModel:
     ) -> None:
         self.config, self.name, self.sha256 = loaded.config, loaded.name, loaded.sha256
         self.transformer, self.autoencoder = loaded.transformer, loaded.autoencoder
+        self.decoder: Decoder | None = None
         self.device, self.dtype = device, dtype
         self.pool = PagePool(self.config, device, dtype, memory_budget)
         self.lock = self.pool.lock
@@ -172,20 +175,17 @@ class WorldModel:
             for (settings, _), rows in groups.items():
                 self._generate([sessions[i] for i in rows], actions[rows], poses[rows], settings)
             if decode:
-                latents = torch.cat([session.pending.latents for session in sessions if session.pending is not None])
-                frames = (
-                    self.autoencoder.decode(latents)
-                    .cpu()
-                    .numpy()
-                    .reshape(len(sessions), self.config.chunk, *self._size)
-                )
+                frames = self._decode(sessions).cpu().numpy()
         for session in sessions:
             session.step_ms = 1000.0 * (time.perf_counter() - began)
         return frames
 
-    @property
-    def _size(self) -> tuple[int, int, int]:
-        return self.config.height, self.config.frame_width, 3
+    def _decode(self, sessions: list[Session]) -> Tensor:
+        """Frames of the pending chunks, uint8 [n, F, H, W, 3]."""
+        if self.autoencoder.reach or self.decoder is not None:
+            return torch.stack([session.show() for session in sessions])
+        latents = torch.cat([session.pending.latents for session in sessions if session.pending is not None])
+        return self.autoencoder.decode(latents).unflatten(0, (len(sessions), -1))
 
     def _check(
         self, sessions: list[Session], actions: ArrayLike, poses: ArrayLike
@@ -244,7 +244,8 @@ class WorldModel:
                 session.bank.append(fresh[i], done.frame_index, done.poses)
             if session.origin is None:
                 session.origin = poses[i, 0].copy()
-            session.pending = Pending(latents[i], made.actions, made.poses, made.frame_index)
+            session.replace_pending(Pending(latents[i], made.actions, made.poses, made.frame_index))
+            session.video.forget_encoder()
             session.next_frame += chunk
             session.force_lists = None
         assert cfg.chunk == latents.shape[1]
@@ -343,6 +344,7 @@ class WorldModel:
             progress: Called with the number of frames done since the last call.
         """
         past, pending = frames
+        known = 0 if session.pending is None else len(session.pending.frame_index)
         chunk, total, done = self.config.chunk, len(past.frame_index), 0
         assert session.origin is not None
         forced, session.force_lists = session.force_lists, None
@@ -376,7 +378,7 @@ class WorldModel:
             done += count
             if progress is not None:
                 progress(count)
-        session.pending = pending
+        session.replace_pending(pending, past.latents[known:])
 
 
 def _forced(sessions: list[Session], device: torch.device) -> list[BlockLists] | None:

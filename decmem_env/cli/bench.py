@@ -244,11 +244,16 @@ def run_wan(options: argparse.Namespace) -> int:
     held = max(lengths) if grow else bench.PREFIX
     model = bench.random_model(options.preset, device, dtype, held + 2 * bench.PREFIX)
     if "protocol" in parts:
-        found = bench.protocol(model)
-        add("wan_frames_per_second_without_decoder", found["frames_per_second"], "frames/s", details=found)
+        for name, decode in (("wan_frames_per_second_without_decoder", False), ("wan_frames_per_second", True)):
+            found = bench.protocol(model, decode=decode)
+            add(name, found["frames_per_second"], "frames/s", details=found)
     if "few" in parts:
         found = bench.protocol(model, steps=bench.FEW_STEPS, guidance=1.0)
         add("wan_few_steps_frames_per_second_without_decoder", found["frames_per_second"], "frames/s", details=found)
+        model.decoder = bench.random_fast_decoder(device, dtype)
+        found = bench.protocol(model, decode=True, steps=bench.FEW_STEPS, guidance=1.0)
+        add("wan_few_steps_frames_per_second_fast_decoder", found["frames_per_second"], "frames/s", details=found)
+        model.decoder = None
     if grow:
         rows = bench.histories(model, lengths, "dense" in parts)
         for row in rows:

@@ -55,7 +55,7 @@ class Truth:
         """The generated part as the model's autoencoder shows it, uint8 [n, T - context, H, W, 3]."""
         target = self.rgb[:, self.context :]
         chunk = 256 if self.rgb.is_cuda else 32
-        return decoded_truth(model, target.flatten(0, 1), chunk).unflatten(0, target.shape[:2])
+        return torch.stack([decoded_truth(model, clip, chunk) for clip in target])
 
     def copied(self, matches: Sequence[Matches]) -> torch.Tensor:
         """The context frame with the nearest pose for every generated frame, uint8 [n, T - context, H, W, 3]."""
