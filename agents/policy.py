@@ -77,18 +77,15 @@ def load_policy(path: str | Path, device: str = "cpu") -> ActorCriticPolicy:
         raise FileNotFoundError(f"policy {path} does not exist: train one with python -m decmem_env.agents.ppo")
     try:
         _, params, _ = load_from_zip_file(path, load_data=False, device=device)
-        weights = params["policy"]
+        weights: dict[str, Any] = dict(params["policy"])  # type: ignore[call-overload]
         with_goal = any(name.startswith("features_extractor.goal.") for name in weights)
         # As SB3's own wrapper leaves them: channels first.
         frame = spaces.Box(0, 255, (3, *OBSERVATION_SIZE), np.uint8)
         goal = spaces.Box(-np.inf, np.inf, (3,), np.float32)
-        kind = MultiInputActorCriticPolicy if with_goal else ActorCriticCnnPolicy
-        policy = kind(
-            spaces.Dict({"frame": frame, "goal": goal}) if with_goal else frame,
-            spaces.Discrete(len(weights["action_net.bias"])),
-            lambda _: 0.0,
-            **(policy_settings(with_goal) or {}),
-        )
+        space: Any = spaces.Dict({"frame": frame, "goal": goal}) if with_goal else frame
+        kind: Any = MultiInputActorCriticPolicy if with_goal else ActorCriticCnnPolicy
+        actions = spaces.Discrete(len(weights["action_net.bias"]))
+        policy: ActorCriticPolicy = kind(space, actions, lambda _: 0.0, **(policy_settings(with_goal) or {}))
         policy.load_state_dict(weights)
     except (ValueError, KeyError, zipfile.BadZipFile, RuntimeError) as error:
         raise ValueError(f"policy {path} cannot be read ({error}): train it again") from None

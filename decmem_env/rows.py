@@ -268,9 +268,10 @@ class Rows:
                     row.simulator.teleport(0, pose)
             return np.stack([row.pose for row in rows])
         true = [i for i, row in enumerate(rows) if row.simulator is not None]
-        moved = step_all([row.simulator for row in rows if row.simulator is not None], vectors[true]) if true else []
-        for i, pose in zip(true, moved, strict=True):
-            rows[i].pose = pose.copy()
+        if true:
+            moved = step_all([row.simulator for row in rows if row.simulator is not None], vectors[true])
+            for i, pose in zip(true, moved, strict=True):
+                rows[i].pose = pose.copy()
         for row, vector in zip(rows, vectors, strict=True):
             if row.simulator is None:
                 row.pose = integrate_kinematic(row.pose, vector)
