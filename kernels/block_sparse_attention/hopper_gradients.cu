@@ -8,6 +8,7 @@ constexpr int PIECE_HALF = PIECE * 128, PIECE_BYTES = 2 * PIECE_HALF, WEIGHTS = 
 
 struct Arguments {
     TensorMap q, g, k, v;     // g: gradient of the output
+    TensorMap grad_k_map, grad_v_map;
     const i64* offsets;       // [list_batch * list_heads * kv_blocks + 1]: query blocks that list a key block are
     const int* entries;       //     entries[offsets[i]] to entries[offsets[i + 1]]
     const int* sizes;
@@ -22,7 +23,7 @@ struct Arguments {
 struct Shared {
     u32 k, v, q, g, p, ds, tile_full, tile_empty, tile_ready, full, empty;
     int *first_token, *valid; // [STAGES][SPC] of a strip
-    int* tile;                // key block over all heads (-1: there are no more), piece, pairs of chunks, valid keys
+    int* tile;                // key block over all heads (-1: there are no more), piece, chunks, valid keys
 };
 
 // The query blocks of a key block of one (batch, head); keys that `repeats` batches share are listed by each of them.
@@ -71,7 +72,8 @@ __device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
         const int own = first + lane;
         const int listed = lane < a.fetch && own < items ? Lists(a, own).total() : 0;
         for (int i = 0; i < a.fetch; i++) {
-            const int n = __shfl_sync(0xffffffff, listed, i), item = first + i, chunks = 2 * pairs_of(n);
+            const int n = __shfl_sync(0xffffffff, listed, i), item = first + i;
+            const int chunks = (n * STRIPS + SPC - 1) / SPC, slots = 2 * pairs_of(n);
             if (n == 0) continue;
             const Lists lists(a, item);
             const int size = HAS_SIZES ? min(max(a.sizes[lists.block], 0), KV_BLOCK) : KV_BLOCK;
@@ -82,7 +84,7 @@ __device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
                 if (lane == 0) {
                     sh.tile[0] = item;
                     sh.tile[1] = t;
-                    sh.tile[2] = chunks / 2;
+                    sh.tile[2] = chunks;
                     sh.tile[3] = size - t * PIECE;
                     barrier_expect(sh.tile_full, 2 * PIECE_BYTES);
                     const int key_batch = lists.batch / a.repeats;
@@ -91,7 +93,7 @@ __device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
                         copy_tile(sh.v + h * PIECE_HALF, &a.v, sh.tile_full, 64 * h, t * PIECE, lists.block, lists.head, key_batch);
                     }
                 }
-                for (int base = 0; base < chunks; base += BATCH) {
+                for (int base = 0; base < slots; base += BATCH) {
                     const int strip = base * SPC + lane, index = strip / STRIPS, row = strip % STRIPS * STRIP;
                     // Past the end of the tensor, which reads as zeros.
                     int block = a.q_blocks, batch = 0, valid = 0, token = 0;
@@ -100,19 +102,20 @@ __device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
                         valid = STREAM_BLOCK - row;
                         token = ((batch * a.heads + lists.head) * a.q_blocks + block) * STREAM_BLOCK + row;
                     }
-                    const int many = min(BATCH, chunks - base);
+                    const int many = min(BATCH, slots - base);
 #pragma unroll 1
                     for (int c = 0; c < many; c++) {
                         const int part = lane - c * SPC;
                         const u32 full = sh.full + 8 * ring.slot, to = ring.slot * CHUNK + part * STRIP * 128;
                         barrier_wait(sh.empty + 8 * ring.slot, ring.phase ^ 1);
-                        const bool mine = part >= 0 && part < SPC;
+                        // The last pair may have one chunk only.
+                        const bool there = base + c < chunks, mine = there && part >= 0 && part < SPC;
                         if (mine) {
                             sh.valid[ring.slot * SPC + part] = valid;
                             sh.first_token[ring.slot * SPC + part] = token;
                         }
                         __syncwarp();
-                        if (lane == 0) barrier_expect(full, 2 * COPIED);
+                        if (lane == 0) barrier_expect(full, there ? 2 * COPIED : 0);
                         __syncwarp();
                         if (mine) {
                             for (int h = 0; h < 2; h++) {
@@ -172,12 +175,12 @@ struct Consumer {
     float scale, scale2, lse2[2], delta[2];
     int group, lane, warp, token[2];                // warp: of the group's four
 
-    // dV^T += dO^T P and dK^T += Q^T dS of a pair of chunks, half of the channels each warpgroup.
-    template <int N>
+    // dV^T += dO^T P and dK^T += Q^T dS of a pair of chunks or one, half of the channels each warpgroup.
+    template <int N, int COUNT>
     __device__ __forceinline__ void add_keys(const Shared& sh, int slot, float (&dk)[N / 2], float (&dv)[N / 2]) {
         wgmma_fence();
 #pragma unroll
-        for (int u = 0; u < 2; u++) {
+        for (int u = 0; u < COUNT; u++) {
             const u32 half = (slot + u) * CHUNK + group * HALF_CHUNK;
             multiply_weights<N>(dv, sh.g + half, sh.p + u * WEIGHTS);
             multiply_weights<N>(dk, sh.q + half, sh.ds + u * WEIGHTS);
@@ -217,7 +220,8 @@ struct Consumer {
     }
 
     template <int N> __device__ __forceinline__ void run_tile(const Arguments& a, const Shared& sh) {
-        const int item = sh.tile[0], piece = sh.tile[1], pairs = sh.tile[2], keys = sh.tile[3];
+        const int item = sh.tile[0], piece = sh.tile[1], chunks = sh.tile[2], keys = sh.tile[3];
+        const int pairs = (chunks + 1) / 2, own = (chunks + 1 - group) / 2;
         float dk[N / 2], dv[N / 2], s[N / 2], dp[N / 2];
 #pragma unroll
         for (int i = 0; i < N / 2; i++) dk[i] = dv[i] = 0.0f;
@@ -272,7 +276,8 @@ struct Consumer {
                 wgmma_wait<0>();
             }
             if (i > 0) release(sh, before);
-            // Both warpgroups have used the weights of the pair before.
+            // Both warpgroups have used the weights of the pair before, the copy engine the gradients of the tile before.
+            if (i == 0 && threadIdx.x == 0) wait_stores_read();
             pair_sync();
             store_weights<N>(sh.p + group * WEIGHTS, p);
             store_weights<N>(sh.ds + group * WEIGHTS, ds);
@@ -282,7 +287,7 @@ struct Consumer {
                 pin(dq);
             }
             ring.advance();
-            if (i + 1 == pairs) {
+            if (i + 1 == own) {
                 if constexpr (QUERY_GRADIENT) add_queries(a, dq);
                 break;
             }
@@ -298,16 +303,35 @@ struct Consumer {
             wgmma_fence();
             multiply_rows<N, PIECE>(dp, sh.g + next * CHUNK, sh.v);
             wgmma_commit();
-            add_keys<N>(sh, slot, dk, dv);
+            add_keys<N, 2>(sh, slot, dk, dv);
             wgmma_wait<1>();
+        }
+        if (own < pairs) {
+            // The last pair has no chunk for this warpgroup; no query block fits in one chunk, so there is one before.
+            pair_sync();
+            add_keys<N, 2>(sh, slot, dk, dv);
+            wgmma_wait<0>();
+            pin(dk);
+            pin(dv);
+            release(sh, slot);
+            slot = ring.slot;
+            pair_sync();
+            ring.advance();
         }
         __syncwarp();
         if (lane == 0) barrier_arrive(sh.tile_empty);
         pair_sync();
-        add_keys<N>(sh, slot, dk, dv);
-        wgmma_wait<0>();
-        pin(dk);
-        pin(dv);
+        if (chunks % 2) {
+            add_keys<N, 1>(sh, slot, dk, dv);
+            wgmma_wait<0>();
+            pin(dk);
+            pin(dv);
+        } else {
+            add_keys<N, 2>(sh, slot, dk, dv);
+            wgmma_wait<0>();
+            pin(dk);
+            pin(dv);
+        }
         release(sh, slot);
         u32 w[N / 4];
 #pragma unroll
@@ -317,13 +341,16 @@ struct Consumer {
 #pragma unroll
         for (int i = 0; i < N / 4; i++) w[i] = pack(dk[2 * i] * scale, dk[2 * i + 1] * scale);
         store_weights<N>(sh.ds + group * WEIGHTS, w);
+        fence_async();
         pair_sync();
-        const i64 first = ((i64)item * KV_BLOCK + piece * PIECE) * 128;
-        for (int i = threadIdx.x; i < min(N, KV_BLOCK - piece * PIECE) * 16; i += 256) {
-            const int row = i / 16, part = i % 16;
-            const u32 from = part / 8 * WEIGHTS;
-            *(uint4*)(a.grad_v + first + row * 128 + part * 8) = load_shared(stored_weights(sh.p + from, row, part % 8));
-            *(uint4*)(a.grad_k + first + row * 128 + part * 8) = load_shared(stored_weights(sh.ds + from, row, part % 8));
+        if (threadIdx.x == 0) {
+            const int plane = item / a.kv_blocks, block = item % a.kv_blocks;
+            for (int h = 0; h < 2; h++) {
+                const int head = plane % a.heads, batch = plane / a.heads;
+                store_tile(&a.grad_v_map, sh.p + h * WEIGHTS, 64 * h, piece * PIECE, block, head, batch);
+                store_tile(&a.grad_k_map, sh.ds + h * WEIGHTS, 64 * h, piece * PIECE, block, head, batch);
+            }
+            commit_stores();
         }
     }
 
@@ -335,13 +362,14 @@ struct Consumer {
         scale2 = a.scale * 1.4426950408889634f;
         for (u32 phase = 0;; phase ^= 1) {
             barrier_wait(sh.tile_full, phase);
-            if (sh.tile[0] < 0) return;
+            if (sh.tile[0] < 0) break;
             if (HAS_SIZES) barrier_wait(sh.tile_ready, phase);
             if (PIECES > 1 && sh.tile[1] < PIECES - 1)
                 run_tile<PIECES == 1 ? LAST : PIECE>(a, sh);
             else
                 run_tile<LAST>(a, sh);
         }
+        if (threadIdx.x == 0) wait_stores();
     }
 };
 
