@@ -1,5 +1,5 @@
-// Gradients of block-sparse attention for Hopper (sm_90a), after hopper_gradients_copy.cu: programs own pieces of key blocks and
-// stream the query blocks that list them. A chunk of 64 queries against N keys:
+// Gradients of block-sparse attention for Hopper (sm_90a), after hopper_gradients_copy.cu: programs own pieces of key
+// blocks and stream the query blocks that list them. A chunk of 64 queries against N keys:
 //   P = exp2(Q K^T - lse), dS = P * (dO V^T - delta), then dV^T += dO^T P, dK^T += Q^T dS, and dQ += dS K in memory.
 // Defined from outside: LAST columns of the last piece; QUERY_GRADIENT, 0 where another kernel computes dQ, in an order
 // that is always the same.

@@ -270,6 +270,16 @@ class TestOnHopper:
         want = run("naive", q.float(), k.float(), v.float(), lists, counts, options, grad=False)
         assert_near(run("hopper", q, k, v, lists, counts, options, grad=False), want, 5e-3)
 
+    def test_gradients_have_the_same_bits_in_deterministic_mode(self, monkeypatch):
+        monkeypatch.setattr(hopper, "GRADIENTS", "together")
+        inputs = make(**SHAPES["long"], device="cuda", dtype=torch.bfloat16)
+        torch.use_deterministic_algorithms(True)
+        try:
+            first, second = (run("hopper", *inputs) for _ in range(2))
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
     def test_unlisted_memory_is_never_used(self):
         shape = {"q_block": 147, "kv_block": 147, "dim": 128, "blocks": 8, "sizes": True, "key_batch": 1, "seed": 2}
         q, k, v, lists, counts, options = make(**shape, device="cuda", dtype=torch.bfloat16)
