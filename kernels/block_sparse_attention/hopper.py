@@ -304,7 +304,7 @@ def gradients(
             lists.shape[0], lists.shape[1], batch // key_batch, fetch, scale,
         )  # fmt: skip
         maps = [(q, plan.q_block, plan.strip), (grad_out, plan.q_block, plan.strip)]
-        maps += [(k, plan.kv_block, plan.piece_rows), (v, plan.kv_block, plan.piece_rows)]
+        maps += [(x, plan.kv_block, plan.piece_rows) for x in (k, v, grad_k, grad_v)]
         argument = cuda_driver.struct_arguments(maps, fields)
         cuda_driver.launch(kernels[0], _programs(device), 384, plan.shared_bytes, argument)
     return grad_q.to(q.dtype) if plan.query else None, grad_k, grad_v

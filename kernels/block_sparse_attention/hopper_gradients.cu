@@ -1,183 +1,20 @@
-// Gradients of block-sparse attention for Hopper (sm_90a), after hopper_strips.cu: programs own pieces of key blocks and
-// stream the query blocks that list them. A chunk of 64 queries against N keys:
+// Gradients of block-sparse attention for Hopper (sm_90a), after hopper_gradients_copy.cu: programs own pieces of key
+// blocks and stream the query blocks that list them. A chunk of 64 queries against N keys:
 //   P = exp2(Q K^T - lse), dS = P * (dO V^T - delta), then dV^T += dO^T P, dK^T += Q^T dS, and dQ += dS K in memory.
-// Defined from outside, besides: KV_BLOCK; PIECE rows of a piece (a multiple of 16), PIECES of a block, LAST columns of
-// the last; QUERY_GRADIENT, 0 where another kernel computes dQ, in an order that is always the same.
-
-constexpr int PIECE_HALF = PIECE * 128, PIECE_BYTES = 2 * PIECE_HALF, WEIGHTS = PIECE * 128;
-
-struct Arguments {
-    TensorMap q, g, k, v;     // g: gradient of the output
-    const i64* offsets;       // [list_batch * list_heads * kv_blocks + 1]: query blocks that list a key block are
-    const int* entries;       //     entries[offsets[i]] to entries[offsets[i + 1]]
-    const int* sizes;
-    const float2* rows;       // [batch * heads * q_blocks * Q_BLOCK]: log-sum-exp in base 2, delta; of prepare
-    float* grad_q;            // like q, in fp32, zero at first
-    unsigned short *grad_k, *grad_v;
-    int* counter;             // 0 at first
-    int heads, q_blocks, kv_blocks, key_batch, list_batch, list_heads, repeats, fetch;
-    float scale;
-};
-
-struct Shared {
-    u32 k, v, q, g, p, ds, tile_full, tile_empty, tile_ready, full, empty;
-    int *first_token, *valid; // [STAGES][SPC] of a strip
-    int* tile;                // key block over all heads (-1: there are no more), piece, pairs of chunks, valid keys
-};
-
-// The query blocks of a key block of one (batch, head); keys that `repeats` batches share are listed by each of them.
-struct Lists {
-    const Arguments& a;
-    int head, batch, block;
-    __device__ Lists(const Arguments& a, int item) : a(a) {
-        const int plane = item / a.kv_blocks;
-        block = item % a.kv_blocks;
-        head = plane % a.heads;
-        batch = plane / a.heads * a.repeats;
-    }
-    __device__ i64 row(int repeat) const {
-        const int b = a.list_batch > 1 ? batch + repeat : 0, h = a.list_heads > 1 ? head : 0;
-        return (i64)(b * a.list_heads + h) * a.kv_blocks + block;
-    }
-    __device__ int count(int repeat) const { return (int)(a.offsets[row(repeat) + 1] - a.offsets[row(repeat)]); }
-    __device__ int total() const {
-        int n = 0;
-        for (int i = 0; i < a.repeats; i++) n += count(i);
-        return n;
-    }
-    // The entry of an index below `total`, and its batch.
-    __device__ int entry(int index, int& of_batch) const {
-        int repeat = 0;
-        for (int n; repeat + 1 < a.repeats && index >= (n = count(repeat)); repeat++) index -= n;
-        of_batch = batch + repeat;
-        return a.entries[a.offsets[row(repeat)] + index];
-    }
-};
-
-__device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
-    const int lane = threadIdx.x & 31;
-    constexpr int BATCH = 32 / SPC;                 // chunks whose strips the lanes hold
-    const int items = a.key_batch * a.heads * a.kv_blocks;
-    Ring ring;
-    u32 tile_phase = 1;
-    auto fetch = [&]() {
-        int first = 0;
-        if (lane == 0) first = atomicAdd(a.counter, a.fetch);
-        return __shfl_sync(0xffffffff, first, 0);
-    };
-    int following = fetch();
-    for (int first; (first = following) < items;) {
-        following = fetch();
-        const int own = first + lane;
-        const int listed = lane < a.fetch && own < items ? Lists(a, own).total() : 0;
-        for (int i = 0; i < a.fetch; i++) {
-            const int n = __shfl_sync(0xffffffff, listed, i), item = first + i, chunks = 2 * pairs_of(n);
-            if (n == 0) continue;
-            const Lists lists(a, item);
-            const int size = HAS_SIZES ? min(max(a.sizes[lists.block], 0), KV_BLOCK) : KV_BLOCK;
-#pragma unroll 1
-            for (int t = 0; t < PIECES; t++) {
-                barrier_wait(sh.tile_empty, tile_phase);
-                tile_phase ^= 1;
-                if (lane == 0) {
-                    sh.tile[0] = item;
-                    sh.tile[1] = t;
-                    sh.tile[2] = chunks / 2;
-                    sh.tile[3] = size - t * PIECE;
-                    barrier_expect(sh.tile_full, 2 * PIECE_BYTES);
-                    const int key_batch = lists.batch / a.repeats;
-                    for (int h = 0; h < 2; h++) {
-                        copy_tile(sh.k + h * PIECE_HALF, &a.k, sh.tile_full, 64 * h, t * PIECE, lists.block, lists.head, key_batch);
-                        copy_tile(sh.v + h * PIECE_HALF, &a.v, sh.tile_full, 64 * h, t * PIECE, lists.block, lists.head, key_batch);
-                    }
-                }
-                for (int base = 0; base < chunks; base += BATCH) {
-                    const int strip = base * SPC + lane, index = strip / STRIPS, row = strip % STRIPS * STRIP;
-                    // Past the end of the tensor, which reads as zeros.
-                    int block = a.q_blocks, batch = 0, valid = 0, token = 0;
-                    if (index < n) {
-                        block = lists.entry(index, batch);
-                        valid = STREAM_BLOCK - row;
-                        token = ((batch * a.heads + lists.head) * a.q_blocks + block) * STREAM_BLOCK + row;
-                    }
-                    const int many = min(BATCH, chunks - base);
-#pragma unroll 1
-                    for (int c = 0; c < many; c++) {
-                        const int part = lane - c * SPC;
-                        const u32 full = sh.full + 8 * ring.slot, to = ring.slot * CHUNK + part * STRIP * 128;
-                        barrier_wait(sh.empty + 8 * ring.slot, ring.phase ^ 1);
-                        const bool mine = part >= 0 && part < SPC;
-                        if (mine) {
-                            sh.valid[ring.slot * SPC + part] = valid;
-                            sh.first_token[ring.slot * SPC + part] = token;
-                        }
-                        __syncwarp();
-                        if (lane == 0) barrier_expect(full, 2 * COPIED);
-                        __syncwarp();
-                        if (mine) {
-                            for (int h = 0; h < 2; h++) {
-                                copy_tile(sh.q + to + h * HALF_CHUNK, &a.q, full, 64 * h, row, block, lists.head, batch);
-                                copy_tile(sh.g + to + h * HALF_CHUNK, &a.g, full, 64 * h, row, block, lists.head, batch);
-                            }
-                        }
-                        ring.advance();
-                    }
-                }
-            }
-        }
-    }
-    barrier_wait(sh.tile_empty, tile_phase);
-    if (lane == 0) {
-        sh.tile[0] = -1;
-        barrier_arrive(sh.tile_full);
-    }
-}
-
-// Rows of keys past a block's size may hold anything, and 0 * NaN is NaN: a warp overwrites them with zeros.
-__device__ __forceinline__ void scrub(const Shared& sh) {
-    const int lane = threadIdx.x & 31;
-    for (u32 phase = 0;; phase ^= 1) {
-        barrier_wait(sh.tile_full, phase);
-        const bool more = sh.tile[0] >= 0;
-        for (int h = 0; more && h < 2; h++) {
-            for (int byte = max(sh.tile[3], 0) * 128 + lane * 16; byte < PIECE_HALF; byte += 512)
-                store_shared(sh.k + h * PIECE_HALF + byte, make_uint4(0, 0, 0, 0));
-        }
-        fence_async();
-        __syncwarp();
-        if (lane == 0) barrier_arrive(sh.tile_ready);
-        if (!more) return;
-    }
-}
-
-// Gradients of key blocks that nothing lists.
-__device__ __forceinline__ void clear(const Arguments& a, int warp, int warps) {
-    const int lane = threadIdx.x & 31, items = a.key_batch * a.heads * a.kv_blocks;
-    for (int base = warp * 32; base < items; base += warps * 32) {
-        const int own = base + lane;
-        const bool empty = own < items && Lists(a, own).total() == 0;
-        for (int i = 0; i < 32; i++) {
-            if (!__shfl_sync(0xffffffff, (int)empty, i)) continue;
-            const i64 first = (i64)(base + i) * KV_BLOCK * 128;
-            for (int j = lane; j < KV_BLOCK * 16; j += 32) {
-                *(uint4*)(a.grad_k + first + j * 8) = make_uint4(0, 0, 0, 0);
-                *(uint4*)(a.grad_v + first + j * 8) = make_uint4(0, 0, 0, 0);
-            }
-        }
-    }
-}
+// Defined from outside: LAST columns of the last piece; QUERY_GRADIENT, 0 where another kernel computes dQ, in an order
+// that is always the same.
 
 struct Consumer {
     PairRing ring;
     float scale, scale2, lse2[2], delta[2];
     int group, lane, warp, token[2];                // warp: of the group's four
 
-    // dV^T += dO^T P and dK^T += Q^T dS of a pair of chunks, half of the channels each warpgroup.
-    template <int N>
+    // dV^T += dO^T P and dK^T += Q^T dS of a pair of chunks or one, half of the channels each warpgroup.
+    template <int N, int COUNT>
     __device__ __forceinline__ void add_keys(const Shared& sh, int slot, float (&dk)[N / 2], float (&dv)[N / 2]) {
         wgmma_fence();
 #pragma unroll
-        for (int u = 0; u < 2; u++) {
+        for (int u = 0; u < COUNT; u++) {
             const u32 half = (slot + u) * CHUNK + group * HALF_CHUNK;
             multiply_weights<N>(dv, sh.g + half, sh.p + u * WEIGHTS);
             multiply_weights<N>(dk, sh.q + half, sh.ds + u * WEIGHTS);
@@ -217,7 +54,8 @@ struct Consumer {
     }
 
     template <int N> __device__ __forceinline__ void run_tile(const Arguments& a, const Shared& sh) {
-        const int item = sh.tile[0], piece = sh.tile[1], pairs = sh.tile[2], keys = sh.tile[3];
+        const int item = sh.tile[0], piece = sh.tile[1], chunks = sh.tile[2], keys = sh.tile[3];
+        const int pairs = (chunks + 1) / 2, own = (chunks + 1 - group) / 2;
         float dk[N / 2], dv[N / 2], s[N / 2], dp[N / 2];
 #pragma unroll
         for (int i = 0; i < N / 2; i++) dk[i] = dv[i] = 0.0f;
@@ -272,7 +110,8 @@ struct Consumer {
                 wgmma_wait<0>();
             }
             if (i > 0) release(sh, before);
-            // Both warpgroups have used the weights of the pair before.
+            // Both warpgroups have used the weights of the pair before, the copy engine the gradients of the tile before.
+            if (i == 0 && threadIdx.x == 0) wait_stores_read();
             pair_sync();
             store_weights<N>(sh.p + group * WEIGHTS, p);
             store_weights<N>(sh.ds + group * WEIGHTS, ds);
@@ -282,7 +121,7 @@ struct Consumer {
                 pin(dq);
             }
             ring.advance();
-            if (i + 1 == pairs) {
+            if (i + 1 == own) {
                 if constexpr (QUERY_GRADIENT) add_queries(a, dq);
                 break;
             }
@@ -298,16 +137,35 @@ struct Consumer {
             wgmma_fence();
             multiply_rows<N, PIECE>(dp, sh.g + next * CHUNK, sh.v);
             wgmma_commit();
-            add_keys<N>(sh, slot, dk, dv);
+            add_keys<N, 2>(sh, slot, dk, dv);
             wgmma_wait<1>();
+        }
+        if (own < pairs) {
+            // The last pair has no chunk for this warpgroup; no query block fits in one chunk, so there is one before.
+            pair_sync();
+            add_keys<N, 2>(sh, slot, dk, dv);
+            wgmma_wait<0>();
+            pin(dk);
+            pin(dv);
+            release(sh, slot);
+            slot = ring.slot;
+            pair_sync();
+            ring.advance();
         }
         __syncwarp();
         if (lane == 0) barrier_arrive(sh.tile_empty);
         pair_sync();
-        add_keys<N>(sh, slot, dk, dv);
-        wgmma_wait<0>();
-        pin(dk);
-        pin(dv);
+        if (chunks % 2) {
+            add_keys<N, 1>(sh, slot, dk, dv);
+            wgmma_wait<0>();
+            pin(dk);
+            pin(dv);
+        } else {
+            add_keys<N, 2>(sh, slot, dk, dv);
+            wgmma_wait<0>();
+            pin(dk);
+            pin(dv);
+        }
         release(sh, slot);
         u32 w[N / 4];
 #pragma unroll
@@ -317,13 +175,16 @@ struct Consumer {
 #pragma unroll
         for (int i = 0; i < N / 4; i++) w[i] = pack(dk[2 * i] * scale, dk[2 * i + 1] * scale);
         store_weights<N>(sh.ds + group * WEIGHTS, w);
+        fence_async();
         pair_sync();
-        const i64 first = ((i64)item * KV_BLOCK + piece * PIECE) * 128;
-        for (int i = threadIdx.x; i < min(N, KV_BLOCK - piece * PIECE) * 16; i += 256) {
-            const int row = i / 16, part = i % 16;
-            const u32 from = part / 8 * WEIGHTS;
-            *(uint4*)(a.grad_v + first + row * 128 + part * 8) = load_shared(stored_weights(sh.p + from, row, part % 8));
-            *(uint4*)(a.grad_k + first + row * 128 + part * 8) = load_shared(stored_weights(sh.ds + from, row, part % 8));
+        if (threadIdx.x == 0) {
+            const int plane = item / a.kv_blocks, block = item % a.kv_blocks;
+            for (int h = 0; h < 2; h++) {
+                const int head = plane % a.heads, batch = plane / a.heads;
+                store_tile(&a.grad_v_map, sh.p + h * WEIGHTS, 64 * h, piece * PIECE, block, head, batch);
+                store_tile(&a.grad_k_map, sh.ds + h * WEIGHTS, 64 * h, piece * PIECE, block, head, batch);
+            }
+            commit_stores();
         }
     }
 
@@ -335,13 +196,14 @@ struct Consumer {
         scale2 = a.scale * 1.4426950408889634f;
         for (u32 phase = 0;; phase ^= 1) {
             barrier_wait(sh.tile_full, phase);
-            if (sh.tile[0] < 0) return;
+            if (sh.tile[0] < 0) break;
             if (HAS_SIZES) barrier_wait(sh.tile_ready, phase);
             if (PIECES > 1 && sh.tile[1] < PIECES - 1)
                 run_tile<PIECES == 1 ? LAST : PIECE>(a, sh);
             else
                 run_tile<LAST>(a, sh);
         }
+        if (threadIdx.x == 0) wait_stores();
     }
 };
 

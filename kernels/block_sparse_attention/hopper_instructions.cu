@@ -32,6 +32,17 @@ __device__ __forceinline__ void copy_tile(
         "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], [%2];"
         ::"r"(to), "l"(map), "r"(bar), "r"(channel), "r"(row), "r"(block), "r"(head), "r"(batch) : "memory");
 }
+// Rows past the end of their block are not written.
+__device__ __forceinline__ void store_tile(
+    const TensorMap* map, u32 from, int channel, int row, int block, int head, int batch) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];"
+        ::"l"(map), "r"(from), "r"(channel), "r"(row), "r"(block), "r"(head), "r"(batch) : "memory");
+}
+__device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Shared memory may be written again; the stores are complete.
+__device__ __forceinline__ void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+__device__ __forceinline__ void wait_stores() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void wgmma_wait() {

@@ -265,7 +265,7 @@ def kernel_files(plan: AnyPlan) -> list[str]:
         kernels = ["hopper_forward_columns.cu", "hopper_combine.cu"]
         return ["hopper_tiles.cu", "hopper_schedule.cu", "hopper_strips.cu", *kernels]
     if isinstance(plan, GradientsPlan):
-        kernels = ["hopper_gradients.cu", "hopper_prepare.cu", "hopper_invert.cu"]
+        kernels = ["hopper_gradients_copy.cu", "hopper_gradients.cu", "hopper_prepare.cu", "hopper_invert.cu"]
         return ["hopper_tiles.cu", "hopper_strips.cu", *kernels]
     kernels = ["hopper_query_gradient.cu"] if plan.gradient else ["hopper_forward.cu", "hopper_combine.cu"]
     return ["hopper_tiles.cu", "hopper_schedule.cu", "hopper_common.cu", *kernels]

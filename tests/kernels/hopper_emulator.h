@@ -185,6 +185,22 @@ static void copy_tile(u32 to, const TensorMap* map, u32 bar, int channel, int ro
     b.bytes -= (int)w[10] * 128;
     emulator::complete(b);
 }
+static void store_tile(const TensorMap* map, u32 from, int channel, int row, int block, int head, int batch) {
+    const u64* w = map->words;
+    for (u64 r = 0; r < w[10]; r++) {
+        for (int c = 0; c < 64; c++) {
+            u64 at[5] = {(u64)(channel + c), row + r, (u64)block, (u64)head, (u64)batch};
+            bool inside = true;
+            u64 offset = at[0] * 2;
+            for (int i = 0; i < 5; i++) inside &= at[i] < w[1 + i];
+            for (int i = 1; i < 5; i++) offset += at[i] * w[5 + i];
+            if (inside) memcpy((char*)w[0] + offset, emulator::shared + emulator::swizzle(from + r * 128 + c * 2), 2);
+        }
+    }
+}
+static void commit_stores() {}
+static void wait_stores_read() {}
+static void wait_stores() {}
 static void fence_async() {}
 static void fence_barriers() {}
 // Warpgroups share what the launch allocated; one that asks for more waits for ever.

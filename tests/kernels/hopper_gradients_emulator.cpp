@@ -51,6 +51,8 @@ int main() {
     map(a.g, g.data(), STREAM_BLOCK, q_blocks, batch, STRIP);
     map(a.k, k.data(), KV_BLOCK, kv_blocks, key_batch, PIECE);
     map(a.v, v.data(), KV_BLOCK, kv_blocks, key_batch, PIECE);
+    map(a.grad_k_map, grad_k.data(), KV_BLOCK, kv_blocks, key_batch, PIECE);
+    map(a.grad_v_map, grad_v.data(), KV_BLOCK, kv_blocks, key_batch, PIECE);
     a.offsets = offsets.data();
     a.entries = entries.data();
     a.sizes = sizes.data();
