@@ -30,6 +30,11 @@ class FakeRenderer:
 
 
 class FakeAutoencoder:
+    frames_per_latent = 1
+
+    def stream(self):
+        return SimpleNamespace(encoder=self, encode=self.encode, decode=self.decode)
+
     def encode(self, frames):
         return frames
 

@@ -46,10 +46,11 @@ class Player:
         self.pool = SimpleNamespace(limit=10_000)
         self.time = 0
 
+    def stream(self):
+        return SimpleNamespace(encoder=SimpleNamespace(frames_per_latent=1), encode=self.encode, decode=self.encode)
+
     def encode(self, frames):
         return frames
-
-    decode = encode
 
     def start(self, seed=0, memory="memory", steps=None):
         session = partial(self.answers.__getitem__, seed)
