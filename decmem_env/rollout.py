@@ -92,7 +92,7 @@ def whole_context(
 
 def lacking_frames(model: Any, count: int) -> int:
     """Frames by which a new session's context of `count` frames falls short of whole chunks."""
-    alone = int(getattr(model.config, "frames_per_latent", 1)) - 1
+    alone = int(model.config.frames_per_latent) - 1
     return -(count + alone) % frames_per_step(model)
 
 
