@@ -16,7 +16,7 @@ from . import metrics
 from .pictures import difference, sheet, side_by_side, write_png, write_video
 from .results import write_json
 from .revisit.matches import CLASS_NAMES, Matches, match_poses
-from .rollout import decoded_truth, frame_size, roll_out
+from .rollout import decoded_truth, frame_size, roll_out, whole_context
 from .scene import Footage, Scene
 
 WARM_UP = 20  # frames left out of the speed
@@ -62,7 +62,7 @@ def run_demo(model: Any, seed: int, *, steps: int | None = None, tell: Tell, tic
     for name, memory in (("with memory", "memory"), ("without memory", "off")):
         session = model.start(seed=seed, memory=memory, steps=steps)
         tick = ticker(f"remembering {context} frames", context) if memory == "memory" else None
-        session.observe(truth.frames[:context], actions[:context], poses[:context])
+        session.observe(*whole_context(model, truth.frames[:context], actions[:context], poses[:context]))
         if tick is not None:
             tick(context)
         tick = ticker(f"walking back, {name}", len(actions) - context)

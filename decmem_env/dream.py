@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .rollout import frame_size, frames_per_step
+from .rollout import frame_size, frames_per_step, whole_context
 from .rows import Row
 from .start import Start
 from .worlds import Renderer, Simulator
@@ -58,12 +58,8 @@ class Dream:
             blocks = torch.from_numpy(start.simulator.blocks).to(self.device)
             renderer = _renderer(self.height, self.width, self.device)
             frames = renderer.render(blocks, np.zeros(len(start.poses), np.int64), start.poses).rgb.cpu().numpy()
-        # Memory takes whole chunks: a context that is no multiple begins with copies of its first frame. The first
-        # latent of a video is a single frame.
-        alone = int(getattr(self.model.autoencoder, "frames_per_latent", 1)) - 1
-        pad = np.maximum(np.arange(-(-(len(frames) + alone) % self.frames_per_step), len(frames)), 0)
         session = self.model.start(seed=seed, **self._sampling)
-        session.observe(frames[pad], start.actions[pad], start.poses[pad])
+        session.observe(*whole_context(self.model, frames, start.actions, start.poses))
         return session, frames[-1].copy()
 
     def advance(
@@ -74,7 +70,7 @@ class Dream:
         return torch.as_tensor(frames).cpu().numpy()
 
     def memory_frames(self, handle: Any) -> int:
-        """Frames in the session's memory."""
+        """Latent frames in the session's memory."""
         return int(handle.stats["memory_frames"])
 
     def stats(self, handle: Any) -> dict[str, Any]:

@@ -152,17 +152,19 @@ class RowEnv(gym.Env[Any, Any]):
 class DecMemEnv(RowEnv):
     """A neural world with memory (`DecMem-Minecraft-v0`).
 
-    One step is one chunk of the model: one frame at 10 frames a second for the bundled `tiny`. The reward is 0 unless a
-    `task` is chosen; `terminated` means that the task succeeded; time limits are gymnasium's (`max_episode_steps`).
+    One step is one chunk of the model: one frame at 10 frames a second for the bundled `tiny`, 16 for `wan-1.3b` (the
+    observation is the last of them, `unwrapped.stats["frames"]` holds all). The reward is 0 unless a `task` is chosen;
+    `terminated` means that the task succeeded; time limits are gymnasium's (`max_episode_steps`).
 
     `info` holds `pose` (float64 [5]: x, y, z of the feet in blocks, pitch, yaw in degrees), `pose_source` (`truth`,
-    `kinematic` or `given`), `frame_index` (frames since the reset) and `memory_frames`; all else is in
+    `kinematic` or `given`), `frame_index` (frames since the reset) and `memory_frames` (latent frames); all else is in
     `unwrapped.stats`. Replaying seed and actions gives the same frames bit by bit on one machine, build, thread count,
     device and kernel choice.
 
     Args:
         render_mode: None, `rgb_array` or `human`.
-        checkpoint: Bundled name (`tiny`; `debug` has random weights), folder or hub id.
+        checkpoint: Bundled name (`tiny`), folder, hub id, or a size with random weights (`debug`, `wan-1.3b`,
+            `wan-debug`).
         device: `cpu`, `cuda` or `auto`.
         memory_budget: Bytes for the memories of all worlds of this checkpoint, device and budget; None: the model's.
         memory: What the model may attend to: `memory`, `dense`, `window` or `off`.

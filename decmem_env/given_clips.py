@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .beginnings import fit_frames
 from .conventions.clip_index import read_clip_index
 from .conventions.clips import Clip, read_clip
-from .rollout import frame_size, frames_per_step, roll_out
+from .rollout import frame_size, frames_per_step, lacking_frames, roll_out
 
 BAD_START = 100  # frames at the start of WorldMem's videos that its own loader skips
 _SAME_SHAPE = 0.03  # sides this close in proportion are resized, as in the paper (360x640 -> 352x640), not cut
@@ -100,14 +100,26 @@ class Continued:
         return sum(n for n, _ in self.clock) / self.clock[-1][1]
 
 
-def temporal_stride(model: Any) -> int:
-    """Video frames of a latent after the first (which holds one)."""
-    return int(getattr(model.config, "temporal_stride", 1))
-
-
 def frames_of_latents(model: Any, latents: int) -> int:
-    """Video frames that latents stand for: 1 + (latents - 1) * stride."""
-    return 1 + (latents - 1) * temporal_stride(model)
+    """Video frames that latents stand for: 1 + (latents - 1) * frames of a latent; the first one holds one."""
+    return 1 + (latents - 1) * int(model.config.frames_per_latent)
+
+
+def check_given(model: Any, frames: int) -> None:
+    """Refuse given frames that are no whole chunks.
+
+    Raises:
+        ValueError: The message names the lengths on either side, in frames and in latents.
+    """
+    lack = lacking_frames(model, frames)
+    if not lack:
+        return
+    step, stride = frames_per_step(model), int(model.config.frames_per_latent)
+    near = [count for count in (frames + lack - step, frames + lack) if count > 0]
+    wanted = " or ".join(f"{count} ({(count - 1) // stride + 1} latents)" for count in near)
+    raise ValueError(
+        f"{frames} given frames are no whole number of {model.name}'s chunks of {step} frames: expected {wanted}"
+    )
 
 
 def clips_of(index: str | os.PathLike[str], count: int | None) -> list[Path]:

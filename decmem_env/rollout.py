@@ -71,6 +71,31 @@ def frames_per_step(model: Any) -> int:
     return int(getattr(model, "frames_per_step", 1))
 
 
+def whole_context(
+    model: Any, frames: NDArray[np.uint8], actions: NDArray[np.float32], poses: NDArray[np.float64]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float64]]:
+    """Lengthen a context of a new session to whole chunks, with copies of its first frame in front.
+
+    Args:
+        model: A `WorldModel`; it observes a multiple of its chunk: of 16 frames less 3 with the Wan VAE and chunks of
+            4, since a video's first latent is a single frame.
+        frames: [C, H, W, 3], any C of at least 1.
+        actions: [C, 25].
+        poses: [C, 5].
+
+    Returns:
+        The same three, as long as `Session.observe` wants them.
+    """
+    pad = np.maximum(np.arange(-lacking_frames(model, len(frames)), len(frames)), 0)
+    return frames[pad], actions[pad], poses[pad]
+
+
+def lacking_frames(model: Any, count: int) -> int:
+    """Frames by which a new session's context of `count` frames falls short of whole chunks."""
+    alone = int(model.config.frames_per_latent) - 1
+    return -(count + alone) % frames_per_step(model)
+
+
 def frame_size(model: Any) -> tuple[int, int]:
     """Height and width of a model's frames in pixels."""
     return int(model.config.height), int(model.config.frame_width)

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .autoencoders import Autoencoder, build_autoencoder, place
-from .config import ModelConfig, debug
+from .config import PRESETS, ModelConfig, preset
 from .hub import KNOWN
 from .transformer import WorldTransformer
 from .weight_files import CheckpointError, locate
@@ -28,6 +29,7 @@ from .weight_files import CheckpointError, locate
 WEIGHTS = Path(__file__).parent / "weights"
 CONFIG, TRANSFORMER, AUTOENCODER = "config.json", "transformer.safetensors", "autoencoder.safetensors"
 FILES = (CONFIG, TRANSFORMER, AUTOENCODER)
+RANDOM = tuple(name for name in PRESETS if name != "tiny")  # sizes without bundled weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ class Checkpoint:
 def bundled() -> list[str]:
     """Names that need no files of yours."""
     found = [path.name for path in sorted(WEIGHTS.glob("*")) if (path / CONFIG).is_file()]
-    return [*found, "debug"]
+    return [*found, *RANDOM]
 
 
 def find(name: str) -> Path:
@@ -149,10 +151,18 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
 def load(name: str, device: torch.device) -> Checkpoint:
     """Load a checkpoint onto a device; the same files again cost nothing.
 
+    A preset without bundled weights gets random ones, and a warning unless it is `debug`, which is nothing else.
+
     Raises:
         CheckpointError: Missing or damaged files.
     """
-    if name == "debug":
+    if name in RANDOM and not (Path(name) / CONFIG).is_file():
+        if name != "debug":
+            warnings.warn(
+                f"checkpoint {name}: random weights, none are bundled for this size; "
+                f"decmem checkpoint convert PATH --preset {name} --out FOLDER makes a folder to load",
+                stacklevel=2,
+            )
         return _load(name, None, (), device)
     folder = find(name)
     facts = [(folder / file).stat() for file in FILES]
@@ -162,11 +172,12 @@ def load(name: str, device: torch.device) -> Checkpoint:
 @lru_cache(maxsize=4)
 def _load(name: str, folder: Path | None, stamp: tuple[tuple[int, int], ...], device: torch.device) -> Checkpoint:
     if folder is None:
-        config, transformer, autoencoder = _random()
+        config, transformer, autoencoder = _random(name)
         digest = hashlib.sha256(config.to_json().encode())
         for module in (transformer, autoencoder):
             for key, tensor in sorted(module.state_dict().items()):
-                digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
+                digest.update(key.encode())
+                digest.update(tensor.contiguous().numpy())
     else:
         try:
             config = ModelConfig.from_json((folder / CONFIG).read_text())
@@ -183,16 +194,19 @@ def _load(name: str, folder: Path | None, stamp: tuple[tuple[int, int], ...], de
     return Checkpoint(name, digest.hexdigest(), config, transformer, autoencoder)
 
 
-def _random() -> tuple[ModelConfig, WorldTransformer, Autoencoder]:
-    """The `debug` preset: seeded weights in which every input matters, also those that start at zero in training."""
-    config = debug()
+def _random(name: str) -> tuple[ModelConfig, WorldTransformer, Autoencoder]:
+    """A preset with seeded weights in which every input matters, also those that start at zero in training."""
+    config = preset(name)
+    std = config.width**-0.5
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer, autoencoder = WorldTransformer(config), build_autoencoder(config.autoencoder)
-        nn.init.normal_(transformer.head.weight, std=config.width**-0.5)
+        nn.init.normal_(transformer.head.weight, std=std)
         for block in transformer.blocks:
             if block.attention.gate is not None:  # type: ignore[union-attr]
-                nn.init.normal_(block.attention.gate.weight, std=config.width**-0.5)  # type: ignore[union-attr,arg-type]
+                nn.init.normal_(block.attention.gate.weight, std=std)  # type: ignore[union-attr,arg-type]
+        if config.layout == "wan":
+            nn.init.normal_(transformer.action[2].weight, std=std)  # type: ignore[arg-type]
     return config, transformer, autoencoder
 
 

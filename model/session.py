@@ -144,7 +144,7 @@ class Session:
             try:
                 parts = [self.video.encode(part.to(self.model.device)) for part in _parts(self.video, pixels)]
                 slow = to_latent_rate(actions, poses, stride, self.next_frame == 0)
-                self.observe_latents(torch.cat(parts), *slow, progress)
+                self.observe_latents(torch.cat(parts), *slow, _in_frames(progress, stride, alone))
             except BaseException:
                 self.video = before
                 raise
@@ -309,6 +309,20 @@ def _joined(first: Pending | None, second: Pending) -> Pending:
         np.concatenate([first.poses, second.poses]),
         np.concatenate([first.frame_index, second.frame_index]),
     )
+
+
+def _in_frames(progress: Callable[[int], None] | None, stride: int, alone: int) -> Callable[[int], None] | None:
+    """Report latents as video frames; the first latent lacks `alone` of them."""
+    if progress is None or stride == 1:
+        return progress
+    lack = alone
+
+    def note(latents: int) -> None:
+        nonlocal lack
+        progress(latents * stride - lack)
+        lack = 0
+
+    return note
 
 
 def _parts(video: VideoStream, frames: Tensor) -> list[Tensor]:

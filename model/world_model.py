@@ -70,7 +70,8 @@ class WorldModel:
         """Load a model.
 
         Args:
-            name: `tiny`, `debug` (random weights), a checkpoint folder or a hub id.
+            name: `tiny`, a checkpoint folder, a hub id, or a size with random weights: `debug`,
+                `wan-1.3b`, `wan-debug`.
             device: `cpu`, `cuda`, ...
             dtype: Of weights, keys and values: fp32 on the CPU, fp16 on CUDA by default.
             memory_budget: Bytes of memory for all sessions; 2 GiB on the CPU and 8 GiB on CUDA by default.

@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Generate what is missing, then score."""
     from ..evaluation import is_kept, note, records, score
-    from ..given_clips import Generation, clips_of, ranks
+    from ..given_clips import Generation, check_given, clips_of, ranks
     from ..inference import sample_name, settings_of
     from ..protocol import CLIPS, Setting, parse_windows
     from ..results import page, write_atomically, write_json
@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     device = own_device(options.device)
     model = load_model(options.checkpoint_path, device, generous_budget(device))
+    check_given(model, options.condition_frames)
     how = Generation.of(
         model,
         memory=options.memory,

@@ -93,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
     """Generate this process's share of the samples."""
     from ..given_clips import (
         Generation,
+        check_given,
         clips_of,
         continue_clip,
         frames_of_latents,
@@ -124,6 +125,7 @@ def run(options: argparse.Namespace) -> int:
         start_frame=options.start_frame,
     )
     given, total = (frames_of_latents(model, n) for n in (options.num_condition_frames, options.t_lat))
+    check_given(model, given)
     mine = share_of(videos, rank, size)
     settings = {i: settings_of(how, video, given, total) for i, video in mine}
     left = [(i, video) for i, video in mine if not is_finished(folder, sample_name(i, video), settings[i])]

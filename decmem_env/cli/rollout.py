@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     device = resolve_device(options.device)
     model = load_model(options.checkpoint, device)
     from ..beginnings import from_clip, from_image, from_world
-    from ..rollout import frame_size, roll_out
+    from ..rollout import frame_size, roll_out, whole_context
 
     height, width = frame_size(model)
     if options.clip is not None:
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         begin = from_world(options.world_seed, actions, height, width)
     session = model.start(seed=options.seed, memory=options.memory, steps=options.steps)
     say(f"observing {len(begin.frames)} frames")
-    session.observe(begin.frames, begin.actions, begin.poses)
+    session.observe(*whole_context(model, begin.frames, begin.actions, begin.poses))
     start = time.monotonic()
     with Bar(len(actions), "generating") as bar:
         made = roll_out(model, [session], actions[None], begin.next_poses[None], progress=bar.add)[0].numpy()

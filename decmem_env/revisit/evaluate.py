@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..rollout import roll_out
+from ..rollout import roll_out, whole_context
 from .matches import NEAR, Matches, in_gap, match_poses
 from .scores import Scores, join, score_script
 from .scripts import Script
@@ -282,7 +282,8 @@ def dream(
     clock = time.perf_counter()
     for row, script in enumerate(scripts):
         root = contender.model.start(seed=script.noise_seed, memory=contender.memory, steps=steps)
-        root.observe(truth.rgb[row, :context].cpu().numpy(), script.actions[:context], script.poses[:context])
+        given = truth.rgb[row, :context].cpu().numpy(), script.actions[:context], script.poses[:context]
+        root.observe(*whole_context(contender.model, *given))
         roots.append(root)
         sessions.extend([root] if seeds == 1 else root.fork(seeds))
     middle = time.perf_counter()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..conventions.poses import integrate_kinematic
 from ..model import Session, Snapshot, WorldModel
-from ..rollout import frame_size, frames_per_step
+from ..rollout import frame_size, frames_per_step, whole_context
 from ..scene import LOOK_AROUND
 from .settings import PlaySettings
 from .source import Opening, Progress, Shot
@@ -85,37 +85,37 @@ class DreamSource:
         progress("building the world", 0, 0, None)
         stage = Stage(seed, *self._size)
         frames, actions, poses = stage.opening(self._context)
-        # The last frames, if chunks do not come out even.
-        keep = len(frames) // frames_per_step(self._model) * frames_per_step(self._model)
-        if not keep:
-            raise ValueError(f"the context has {len(frames)} frames, the model's chunk is longer: give a longer one")
-        frames, actions, poses = frames[-keep:], actions[-keep:], poses[-keep:]
+        context = whole_context(self._model, frames, actions, poses)
         session = self._model.start(seed, **self._sampler)
         done = 0
 
         def note(count: int) -> None:
             nonlocal done
             done += count
-            progress("remembering", done, len(frames), frames[min(done, len(frames)) - 1])
+            progress("remembering", done, len(context[0]), context[0][done - 1])
 
-        progress("remembering", 0, len(frames), frames[0])
-        session.observe(frames, actions, poses, progress=note)
+        progress("remembering", 0, len(context[0]), frames[0])
+        session.observe(*context, progress=note)
         self._take_over(seed, session, stage, poses[-1])
         return Opening(frames, poses, self._shot(frames[-1], actions[-1], 0.0))
 
     def step(self, action: NDArray[np.float32], truth: bool = False) -> Shot:
-        """Dream the next frame."""
+        """Dream the next chunk under one action, held over its frames; the last of them is shown."""
         start = time.perf_counter()
+        chunk = frames_per_step(self._model)
+        poses = np.stack([self._move(action) for _ in range(chunk)])
+        frame = self._model.step([self.session], np.repeat(action[None, None], chunk, 1), poses[None])[0, -1]
+        spent = 1000.0 * (time.perf_counter() - start)
+        return self._shot(frame, action, spent, self.stage.picture(self._pose) if truth else None)
+
+    def _move(self, action: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Let the player act for one frame; returns its pose."""
         pose = self.stage.move(action)
         if self.pose_source == "kinematic":
             pose = integrate_kinematic(self._pose, action)
             self.stage.place_player(pose)
         self._pose = pose
-        chunk = frames_per_step(self._model)
-        actions, poses = np.repeat(action[None, None], chunk, 1), np.repeat(pose[None, None], chunk, 1)
-        frame = self._model.step([self.session], actions, poses)[0, -1]
-        spent = 1000.0 * (time.perf_counter() - start)
-        return self._shot(frame, action, spent, self.stage.picture(pose) if truth else None)
+        return pose
 
     def true_picture(self) -> NDArray[np.uint8]:
         """The true world from where the player stands."""

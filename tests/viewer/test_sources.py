@@ -55,6 +55,24 @@ def test_dream_steps_follow_true_physics(dream):
     assert shot.index == 4 + 5 and shot.memory_frames == 10 and shot.memory_bytes > 0
 
 
+def test_a_chunk_of_sixteen_frames_is_one_step_of_the_player_for_each():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.warns(UserWarning, match="random weights"):
+        model = WorldModel.from_pretrained("wan-debug")
+    source, true = DreamSource(model, "L*4", memory="memory", steps=1, guidance=1.0), TrueSource()
+    seen = []
+    opening = source.reset(SEED, lambda text, done, total, picture: seen.append((text, done, total)))
+    assert len(opening.frames) == 5 and seen[-1] == ("remembering", 13, 13)
+    true.reset(SEED, silent)
+    play(true, "L*4")
+    (shot,), walked = play(source, "W"), play(true, "W*16")
+    np.testing.assert_array_equal(shot.pose, walked[-1].pose)
+    np.testing.assert_array_equal(source.session.pending.poses, [real.pose for real in walked[3::4]])
+    source.close()
+    torch.set_num_threads(threads)
+
+
 def test_kinematic_poses_walk_through_walls(model):
     source = DreamSource(model, "L", "kinematic", memory="memory", steps=1)
     start = source.reset(SEED, silent).shot.pose
