@@ -138,7 +138,7 @@ def test_bench_env_counts_every_reset(tmp_path):
 
 
 def test_bench_soak(tmp_path):
-    argv = ["bench", "soak", "--checkpoint", "debug", "--minutes", "0.06", "--budget-gib", "0.005", "--device", "cpu"]
+    argv = ["bench", "soak", "--checkpoint", "debug", "--minutes", "0.06", "--budget-gib", "0.0035", "--device", "cpu"]
     assert main([*argv, "--json", str(tmp_path / "s.json")]) == 0
     slow_down, growth, share = json.loads((tmp_path / "s.json").read_text())
     assert slow_down["value"] > 0 and growth["value"] < 2 and 0.5 < share["value"] <= 1
