@@ -126,7 +126,10 @@ class ObjectiveConfig:
     Attributes:
         task: "autoencoder" or "dynamics".
         attention: "memory" or "dense" (dynamics).
-        weight: Of the velocity error: "velocity" (1) or "x0" (t^2, the error of the clean latent).
+        weight: Of a frame's velocity error: "velocity" (1), "x0" (t^2, the error of the clean latent) or "log"
+            (1 / (own error + `log_floor`), the gradient of the mean PSNR).
+        log_floor: Error of a unit-variance latent below which a frame's weight grows no more.
+        edit_weight: Times that cells count which show what a player broke or placed.
         pure_noise: Share of frames at flow time 1.
         time_mean: Of the logit of (1 - t) of the other frames (t = 1 is noise): below 0 favours noise.
         time_std: Its standard deviation.
@@ -144,6 +147,8 @@ class ObjectiveConfig:
     task: str = "dynamics"
     attention: str = "dense"
     weight: str = "velocity"
+    log_floor: float = 0.05
+    edit_weight: float = 1.0
     pure_noise: float = 0.3
     time_mean: float = -0.5
     time_std: float = 1.2
@@ -164,7 +169,7 @@ _CHOICES = {
     "optimiser.schedule": ("cosine", "trapezoid"),
     "objective.task": ("autoencoder", "dynamics"),
     "objective.attention": ("memory", "dense"),
-    "objective.weight": ("velocity", "x0"),
+    "objective.weight": ("velocity", "x0", "log"),
 }
 
 
@@ -214,6 +219,8 @@ class TrainConfig:
             )
         if not 0.0 <= self.data.edits <= 1.0:
             raise ConfigError(f"data.edits={self.data.edits}: a share from 0 to 1")
+        if self.objective.log_floor <= 0.0 or self.objective.edit_weight < 0.0:
+            raise ConfigError("objective.log_floor must be above 0 and objective.edit_weight at least 0")
         pool = self.data.pool_worlds if self.objective.task == "autoencoder" else self.data.pool_episodes
         if self.data.min_fill > pool:
             raise ConfigError(f"data.min_fill={self.data.min_fill} exceeds the pool of {pool}: lower it")

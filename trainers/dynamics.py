@@ -118,7 +118,7 @@ class DynamicsTask:
         if objective.self_context > 0:
             # Only from pure noise, with its action, is the prediction what a session would generate.
             clips.take(clean_prediction(velocity, inputs), (inputs.time == 1.0) & inputs.action_mask)
-        return flow_loss(velocity, inputs, objective.weight)
+        return flow_loss(velocity, inputs, objective, clips.batch.changed)
 
     def after_step(self) -> None:
         """Render and encode new trajectories in proportion to the frames trained."""
@@ -149,7 +149,7 @@ class DynamicsTask:
                     rollout = rollout_prediction(
                         self.model, batch, self.config.objective.attention, data.frames // 2, _EVALUATION_ROUNDS
                     )
-                losses.append(float(flow_loss(velocity, inputs, self.config.objective.weight)))
+                losses.append(float(flow_loss(velocity, inputs, self.config.objective)))
                 for row, frames in enumerate(truth):
                     frames = frames.to(device)
                     kinds = revisit_kinds(batch.poses[row])[data.frames // 2 :]

@@ -92,16 +92,28 @@ def run_model(model: Any, batch: ClipBatch, inputs: FlowInputs, attention: str) 
     )
 
 
-def flow_loss(velocity: Tensor, inputs: FlowInputs, weight: str) -> Tensor:
-    """Mean squared velocity error, optionally weighted by t^2 (then it is the error of the clean latent).
+def flow_loss(velocity: Tensor, inputs: FlowInputs, config: ObjectiveConfig, changed: Tensor | None = None) -> Tensor:
+    """Mean squared velocity error, with the frames and cells weighted as the settings say.
 
-    The x0 weighting is divided by its mean over the batch, so that both kinds have the same scale.
+    Frames are weighted by 1, by t^2 (then it is the error of the clean latent) or by 1 / (own error + `log_floor`): the
+    gradient of the mean log error, hence of the mean PSNR, which favours what memory can know over what must be
+    guessed. Weights of frames are divided by their mean over the batch.
+
+    Args:
+        velocity: [B, T, C, h, w].
+        inputs: What the pass saw, and the target.
+        config: `weight`, `log_floor`, `edit_weight`.
+        changed: bool [B, T, h, w], cells whose error counts `edit_weight` times.
     """
-    error = (velocity.float() - inputs.target).square().mean((2, 3, 4))
-    if weight == "x0":
-        scale = inputs.time.square()
-        return (error * scale).mean() / scale.mean()
-    return error.mean()
+    error = (velocity.float() - inputs.target).square().mean(2)
+    plain = error.detach().mean((2, 3))
+    if changed is not None:
+        error = error * (1.0 + (config.edit_weight - 1.0) * changed)
+    frames = error.mean((2, 3))
+    if config.weight == "velocity":
+        return frames.mean()
+    scale = inputs.time.square() if config.weight == "x0" else 1.0 / (plain + config.log_floor)
+    return (frames * scale).mean() / scale.mean()
 
 
 def clean_prediction(velocity: Tensor, inputs: FlowInputs) -> Tensor:

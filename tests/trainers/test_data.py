@@ -260,6 +260,23 @@ def test_edited_episodes_look_like_the_true_world():
     env.close()
 
 
+def test_cells_with_edits_are_marked():
+    episodes = VoxelJob(seed=3, length=96, worlds=1, per_world=2, edits=1.0)(0)[0]
+    episodes.edits = [episodes.edits[0], episodes.edits[1][:0]]
+    renderer = EpisodeRenderer(96, 160, "cpu", chunk=50)
+    frames = renderer.frames(episodes)
+    changed = renderer.changed(episodes, frames, (6, 10))
+    assert changed.shape == (2, 96, 6, 10) and not changed[1].any()
+    first = int(episodes.edits[0][0, 0])
+    assert not changed[0, :first].any() and changed[0, first].any() and not changed[0, first].all()
+    plain = renderer.frames(Episodes(0, episodes.actions, episodes.poses, blocks=episodes.blocks))
+    differs = ((frames[0, first].int() - plain[0, first].int()).abs() > 16).any(-1)
+    row, column = (int(v) for v in changed[0, first].nonzero()[0])
+    assert differs[16 * row : 16 * row + 16, 16 * column : 16 * column + 16].sum() >= 8
+    episodes.edits = None
+    assert renderer.changed(episodes, plain, (6, 10)) is None
+
+
 def test_voxel_jobs_edit_a_share_of_their_walks():
     edited = [VoxelJob(seed=3, length=96, worlds=1, per_world=1, edits=1.0)(number)[0] for number in range(2)]
     assert all(episodes.edits is not None and len(episodes.edits[0]) >= 1 for episodes in edited)

@@ -50,13 +50,41 @@ def test_inputs_are_consistent():
 def test_loss_weights():
     torch.manual_seed(0)
     inputs = sample_inputs(torch.randn(4, 8, 2, 2, 2), ObjectiveConfig())
-    assert flow_loss(inputs.target, inputs, "velocity") == 0
+    plain, clean = ObjectiveConfig(weight="velocity"), ObjectiveConfig(weight="x0")
+    assert flow_loss(inputs.target, inputs, plain) == 0
     velocity = inputs.target + 0.5
-    assert flow_loss(velocity, inputs, "velocity") == pytest.approx(0.25)
-    assert flow_loss(velocity, inputs, "x0") == pytest.approx(0.25)
+    for config in (plain, clean, ObjectiveConfig(weight="log")):
+        assert flow_loss(velocity, inputs, config) == pytest.approx(0.25)
     velocity = inputs.target.clone()
     velocity[inputs.time < 0.5] += 1.0
-    assert flow_loss(velocity, inputs, "x0") < flow_loss(velocity, inputs, "velocity")
+    assert flow_loss(velocity, inputs, clean) < flow_loss(velocity, inputs, plain)
+
+
+def test_log_weight_is_the_gradient_of_the_mean_log_error():
+    torch.manual_seed(0)
+    inputs = sample_inputs(torch.randn(2, 3, 2, 2, 2, dtype=torch.float64), ObjectiveConfig())
+    velocity = (inputs.target + torch.randn(2, 3, 1, 1, 1, dtype=torch.float64)).float().requires_grad_()
+    config = ObjectiveConfig(weight="log", log_floor=0.1)
+    (found,) = torch.autograd.grad(flow_loss(velocity, inputs, config), velocity)
+    error = (velocity.float() - inputs.target).square().mean((2, 3, 4))
+    (wanted,) = torch.autograd.grad((error + 0.1).log().mean(), velocity)
+    ratio = found / wanted
+    assert torch.allclose(ratio, ratio.mean().expand_as(ratio), rtol=1e-3)
+    assert found.abs().mean() > 0
+
+
+def test_changed_cells_count_more():
+    torch.manual_seed(0)
+    inputs = sample_inputs(torch.randn(2, 3, 4, 2, 5), ObjectiveConfig())
+    changed = torch.zeros(2, 3, 2, 5, dtype=torch.bool)
+    changed[0, 1, 1, 2] = True
+    velocity = inputs.target.clone()
+    velocity[0, 1, :, 1, 2] += 1.0
+    config = ObjectiveConfig(weight="velocity", edit_weight=6.0)
+    assert flow_loss(velocity, inputs, config, changed) == pytest.approx(
+        6.0 * float(flow_loss(velocity, inputs, config))
+    )
+    assert flow_loss(velocity, inputs, config, ~changed) == pytest.approx(float(flow_loss(velocity, inputs, config)))
 
 
 def test_clean_prediction_inverts_the_noising():

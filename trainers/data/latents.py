@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ class ClipBatch:
         projective_inverse: float32 [B, T, 4, 4].
         frame_index: int64 [B, T].
         poses: float64 [B, T, 5], on the CPU.
+        changed: bool [B, T, h, w], where blocks that a player broke or placed show; None: nowhere.
     """
 
     latents: Tensor
@@ -37,6 +38,7 @@ class ClipBatch:
     projective_inverse: Tensor
     frame_index: Tensor
     poses: NDArray[np.float64]
+    changed: Tensor | None = None
 
 
 def make_batch(
@@ -85,6 +87,7 @@ class LatentPool:
         self.stream, self.renderer, self.encode, self.capacity, self.length = stream, renderer, encode, capacity, length
         dtype = torch.float16 if renderer.device.type == "cuda" else torch.float32
         self.latents = torch.zeros((capacity, length, *latent_shape), dtype=dtype, device=renderer.device)
+        self.changed = torch.zeros((capacity, length, *latent_shape[1:]), dtype=torch.bool, device=renderer.device)
         self.actions = np.zeros((capacity, length, 25), np.float32)
         self.poses = np.zeros((capacity, length, 5))
         self.tables: list[NDArray[np.bool_]] = []
@@ -93,9 +96,11 @@ class LatentPool:
 
     def _insert(self, episodes: Episodes) -> int:
         frames = self.renderer.frames(episodes)
+        changed = self.renderer.changed(episodes, frames, self.changed.shape[2:])
         for i in range(len(frames)):
             slot = self.added % self.capacity
             self.latents[slot] = self.encode(frames[i]).to(self.latents.dtype)
+            self.changed[slot] = False if changed is None else changed[i]
             self.actions[slot], self.poses[slot] = episodes.actions[i], episodes.poses[i]
             self.tables[slot : slot + 1] = [revisit_table(episodes.poses[i])]
             self.added += 1
@@ -141,7 +146,8 @@ class LatentPool:
         device = self.latents.device
         take = torch.from_numpy(rows * self.length + index)
         take = take.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else take
-        latents = self.latents.flatten(0, 1)[take]
+        latents, changed = self.latents.flatten(0, 1)[take], self.changed.flatten(0, 1)[take]
         times = np.stack([age(row, rng) if rng.random() < aged else row for row in index])
         start = rng.integers(0, offset + 1, (count, 1))
-        return make_batch(latents, self.actions[rows, index], self.poses[rows, index], times + start)
+        batch = make_batch(latents, self.actions[rows, index], self.poses[rows, index], times + start)
+        return replace(batch, changed=changed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from .stream import Episodes
 
 TRAINING_SEEDS = 7_000_000  # 0 .. this - 1
 VALIDATION_SEED = 7_000_000  # the first of 1,000
+CHANGED_LEVELS, CHANGED_PIXELS = 16, 8
 VALIDATION_JOB = 1 << 40  # job numbers from here on are validation worlds
 
 
@@ -112,6 +113,30 @@ class EpisodeRenderer:
             index = torch.zeros(len(poses), dtype=torch.int64)
             return self.render(blocks, index, poses).view(n, length, self.height, self.width, 3)
         return self._edited(blocks, torch.from_numpy(episodes.poses), edits)
+
+    def changed(self, episodes: Episodes, frames: Tensor, cells: tuple[int, int]) -> Tensor | None:
+        """Where edits show: cells in which a rendering of the unedited world differs.
+
+        Args:
+            episodes: With their edits.
+            frames: uint8 [n, L, H, W, 3], their frames.
+            cells: Rows and columns (h, w) of latents.
+
+        Returns:
+            bool [n, L, h, w]: at least `CHANGED_PIXELS` pixels differ by more than `CHANGED_LEVELS` (as the measures
+            count an edit); None where no trajectory changes its world.
+        """
+        if episodes.edits is None:
+            return None
+        plain = self.frames(replace(episodes, edits=None))
+        parts = []
+        for edited, unedited in zip(
+            frames.flatten(0, 1).split(self.chunk), plain.flatten(0, 1).split(self.chunk), strict=True
+        ):
+            differs = ((edited.short() - unedited.short()).abs() > CHANGED_LEVELS).any(-1)
+            rows, columns = (size // count for size, count in zip(differs.shape[1:], cells, strict=True))
+            parts.append(differs.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).sum((2, 4)) >= CHANGED_PIXELS)
+        return torch.cat(parts).unflatten(0, frames.shape[:2])
 
     def _edited(self, blocks: Tensor, poses: Tensor, edits: list[NDArray[np.int32]]) -> Tensor:
         """Frames of trajectories [n, L, 5] that change their world [1, X, Z, Y], each for itself."""
