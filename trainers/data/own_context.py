@@ -42,7 +42,7 @@ class TurningClips:
 
 
 def own_places(rows: int, frames: int, share: float, device: torch.device) -> Tensor:
-    """Which places of a clip's context may turn: in a share of rows, all from a random frame on.
+    """Which places of a clip's context may turn: in a share of rows, all from a random frame on, more often an early one.
 
     Args:
         rows: B.
@@ -53,7 +53,9 @@ def own_places(rows: int, frames: int, share: float, device: torch.device) -> Te
     Returns:
         bool [B, T]; the first sixth of a clip always stays true.
     """
-    first = torch.randint(max(1, frames // 6), max(2, frames), (rows, 1), device=device)
+    least = max(1, frames // 6)
+    # A session's own frames soon outnumber the true ones.
+    first = (least + torch.rand(rows, 1, device=device).square() * (frames - least)).long()
     first = torch.where(torch.rand(rows, 1, device=device) < share, first, frames)
     return torch.arange(frames, device=device)[None] >= first
 
