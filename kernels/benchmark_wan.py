@@ -53,10 +53,10 @@ class Inputs(NamedTuple):
     flops: float
 
     def attend(self, backend: str, *leaves: Tensor, **more: Any) -> Any:
-        """Our attention; a variant of a backend is written "hopper:columns together 32", any words of these."""
+        """Our attention; a variant of a backend is written "hopper:rows apart 32", any words of these."""
         backend, _, variant = backend.partition(":")
-        hopper.FORWARD = "columns" if "columns" in variant else "rows"
-        hopper.GRADIENTS = "together" if "together" in variant else "apart"
+        hopper.FORWARD = "rows" if "rows" in variant else "columns"
+        hopper.GRADIENTS = "apart" if "apart" in variant else "together"
         hopper.STRIP = 32 if "32" in variant else None
         q, k, v = leaves or (self.q, self.k, self.v)
         options = {"q_block": BLOCK, "kv_block": BLOCK, "kv_sizes": self.kv_sizes, "backend": backend, **more}
@@ -266,7 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
         0, or 1 if a check failed.
     """
     parser = argparse.ArgumentParser(prog="python -m decmem_env.kernels.benchmark_wan", description=__doc__)
-    parser.add_argument("--backends", default="hopper,triton", help="also variants such as hopper:columns")
+    parser.add_argument("--backends", default="hopper,triton", help="also variants such as hopper:rows")
     parser.add_argument("--history", default="160,600", help="latents, comma-separated")
     parser.add_argument("--check-only", action="store_true")
     parser.add_argument("--backward", action="store_true", help="also time the gradients")

@@ -122,6 +122,10 @@ class PagePool:
         """All keys and values of a layer, each a view [1, H, capacity * N, D]."""
         return self._keys[layer].flatten(1, 2)[None], self._values[layer].flatten(1, 2)[None]
 
+    def pages(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """All of a layer, page by page: keys and values [H, capacity, N, D], mean keys [H, capacity, M, D]."""
+        return self._keys[layer], self._values[layer], self._pooled[layer]
+
     def pooled(self, layer: int, rows: Tensor | slice) -> Tensor:
         """Mean keys of tables of slots.
 

@@ -14,6 +14,7 @@ from .config import ModelConfig
 from .memory import PagePool, Slots
 
 MODES = ("memory", "dense", "off", "window")
+LARGE_FRAME = 320  # tokens; local attention over larger frames goes by dense kernels or in tiles
 
 
 class Row(NamedTuple):
@@ -35,12 +36,15 @@ class Lists(NamedTuple):
 
     Attributes:
         local: Lists int32 [B, 1, F * tiles, L * tiles] over the pool (ALM, or everything when dense), and counts.
+        pages: The same as pages of each chunk, int64 [B * chunks, n], where frames are large and all chunks see equally
+            many; None otherwise.
         blocks: The same as block lists, for one softmax over both.
         limit: int32 [B, F * M], leading history blocks that may be retrieved; None without retrieval.
         first: int32 [B, F * M] or None, first block that may be retrieved.
     """
 
     local: BlockLists
+    pages: Tensor | None
     blocks: BlockLists | None
     limit: Tensor | None
     first: Tensor | None
@@ -77,7 +81,7 @@ def local_tiles(config: ModelConfig, device: torch.device) -> tuple[int, int]:
     Queries of the large model go in tiles of at most 128 (882 places are 7 of 126: tiles of 64 rows are full), keys in
     tiles of at most 320.
     """
-    if device.type != "cuda" or config.tokens <= 320:
+    if device.type != "cuda" or config.tokens <= LARGE_FRAME:
         return config.tokens, config.tokens
 
     def most(limit: int) -> int:
@@ -95,6 +99,14 @@ def _pad(rows: list[list[np.ndarray]], device: torch.device) -> BlockLists:
     return BlockLists(torch.from_numpy(lists)[:, None].to(device), torch.from_numpy(counts)[:, None].to(device))
 
 
+def _pages(config: ModelConfig, local: list[list[np.ndarray]], device: torch.device) -> Tensor | None:
+    """Pages that each chunk sees, int64 [B * chunks, n]; None for small frames or where n differs."""
+    chunks = [entry for row in local for entry in row[:: config.chunk]]
+    if config.tokens <= LARGE_FRAME or len({len(pages) for pages in chunks}) > 1:
+        return None
+    return torch.from_numpy(np.stack(chunks)).to(device)
+
+
 def _lists(
     config: ModelConfig,
     local: list[list[np.ndarray]],
@@ -107,14 +119,16 @@ def _lists(
     union, blocks = config.fusion == "union", config.blocks_per_frame
     parts = [config.tokens // tile for tile in local_tiles(config, device)]
     tiles = frames if parts == [1, 1] else block_table(*frames, *parts)
+    pages = _pages(config, local, device)
     if mode == "dense" or not (limit > first).any():
-        return Lists(tiles, None, None, None)
+        return Lists(tiles, pages, None, None, None)
 
     def spread(values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.repeat(values * blocks, blocks, 1).astype(np.int32)).to(device)
 
     return Lists(
         tiles,
+        pages,
         block_table(*frames, blocks, blocks) if union else None,
         spread(limit),
         spread(first) if first.any() else None,

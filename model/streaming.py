@@ -15,6 +15,8 @@ Shapes: B rows, F frames of a pass, N tokens, M blocks of a frame, H heads, D he
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,9 @@ from torch import Tensor, nn
 
 from ..kernels.block_selection import select_blocks
 from ..kernels.block_sparse_attention import block_sparse_attention
+from ..kernels.choice import fastest
+from ..kernels.dense_attention import dense_attention, gather_pages
+from ..kernels.encode_pages import encode_pages, has_kernel
 from .attention import BlockLists, key_sizes, union_lists
 from .layers import CrossAttention
 from .memory import PagePool
@@ -29,6 +34,8 @@ from .passes import Lists, Plan, local_tiles
 from .pointwise import Encoded, Pointwise
 from .position import FrameMatrices, Positions, frame_matrices, patch_tables
 from .transformer import Block, WorldTransformer
+
+_PAGES_AT_ONCE = 64  # pages beyond which chunks are attended one after the other, to copy less at a time
 
 
 class _Layer:
@@ -85,6 +92,7 @@ class Streamer:
         wan = self.config.layout == "wan"
         self.tables = None if wan else patch_tables(self.config, model.spatial)
         self.point = Pointwise(wan and pool.device.type == "cuda")
+        self.fused = wan and has_kernel(pool.device, self.config.head_dim)
         self._vectors: dict[tuple[float, ...], tuple[list[Tensor], Tensor]] = {}
 
     def where(self, projective: Tensor, inverse: Tensor, frame_index: Tensor) -> FrameMatrices | Positions:
@@ -166,14 +174,21 @@ class Streamer:
         batch, frames, tokens, _ = x.shape
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors
         mixed = F.linear(point.modulated(x, shift1, scale1, self.dtype), *layer.into).view(batch * frames, tokens, -1)
-        if isinstance(where, Positions):
-            encoded = point.encode(mixed, layer.norm, where, cfg)
+        if isinstance(where, Positions) and self.fused:
+            query, key, _, cos, sin = (t.flatten(0, 1) for t in where)
+            size, real = cfg.block_tokens, tokens - cfg.padding
+            pages = pool.pages(index)
+            q, q_means = encode_pages(mixed, layer.norm, query, key, cos, sin, pages, plan.slots, size, real)
         else:
-            encoded = self._encode(mixed.float(), layer, where)
-        pool.write(index, plan.slots, encoded.k, encoded.v, encoded.k_means)
+            if isinstance(where, Positions):
+                encoded = point.encode(mixed, layer.norm, where, cfg)
+            else:
+                encoded = self._encode(mixed.float(), layer, where)
+            pool.write(index, plan.slots, encoded.k, encoded.v, encoded.k_means)
+            q, q_means = encoded.q, encoded.q_means
         if start == frames:
             return x
-        q = encoded.q.unflatten(0, (batch, frames))[:, start:].transpose(1, 2).flatten(2, 3).to(self.dtype)
+        q = q.unflatten(0, (batch, frames))[:, start:].transpose(1, 2).flatten(2, 3).to(self.dtype)
         lists = plan.lists if start == 0 else plan.output_lists
         assert lists is not None
         chosen = None
@@ -181,7 +196,7 @@ class Streamer:
             if forced is not None:
                 chosen = BlockLists(*(t[:, :, start * cfg.blocks_per_frame :] for t in forced))
             else:
-                query = encoded.q_means.unflatten(0, (batch, frames))[:, start:].transpose(1, 2).flatten(2, 3)
+                query = q_means.unflatten(0, (batch, frames))[:, start:].transpose(1, 2).flatten(2, 3)
                 keys = pool.pooled(index, plan.history)
                 chosen = BlockLists(*select_blocks(query, keys, plan.top_k, lists.limit, first=lists.first))
         if record is not None:
@@ -198,7 +213,7 @@ class Streamer:
         x = point.residual(x[:, start:], gate1[:, start:], F.linear(merged.to(self.dtype), *layer.out))
         x = layer.attend_text(x)
         normed = point.modulated(x, shift2[:, start:], scale2[:, start:], self.dtype)
-        hidden = point.gelu(F.linear(normed, *layer.up))
+        hidden = point.up(normed, *layer.up)
         return point.residual(x, gate2[:, start:], F.linear(hidden, *layer.down))
 
     def _encode(self, mixed: Tensor, layer: _Layer, where: FrameMatrices) -> Encoded:
@@ -257,10 +272,35 @@ class Streamer:
             if cfg.fusion == "union":
                 assert lists.blocks is not None
                 return over_blocks(union_lists(chosen, lists.blocks)), None
-        local = block_sparse_attention(
-            q, keys, values, *lists.local, q_block=query_tile, kv_block=key_tile, kv_sizes=sizes(key_tile)
-        )
+
+        def by_lists() -> Tensor:
+            return block_sparse_attention(
+                q, keys, values, *lists.local, q_block=query_tile, kv_block=key_tile, kv_sizes=sizes(key_tile)
+            )
+
+        if lists.pages is None:
+            local = by_lists()
+        else:
+            ways: dict[str, Callable[[], Tensor]] = {
+                "dense": partial(self._attend_pages, index, q, lists.pages),
+                "lists": by_lists,
+            }
+            local = fastest("window", (q.shape, lists.pages.shape), q.device, ways)()
         return local, None if chosen is None else over_blocks(chosen)
+
+    def _attend_pages(self, index: int, q: Tensor, pages: Tensor) -> Tensor:
+        """Local branch of large frames: every chunk of q [B, H, kept * N, D] to its pages, all of their real tokens."""
+        batch = q.shape[0]
+        q = q.unflatten(2, (len(pages) // batch, -1)).transpose(1, 2).flatten(0, 1)
+        real = self.config.tokens - self.config.padding
+        keys, values, _ = self.pool.pages(index)
+        parts = 1 if pages.shape[1] <= _PAGES_AT_ONCE else len(pages)
+        found = [
+            dense_attention(some, *gather_pages(keys, values, which, real))
+            for some, which in zip(q.chunk(parts), pages.chunk(parts), strict=True)
+        ]
+        out = found[0] if parts == 1 else torch.cat(found)
+        return out.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
 
     def _in_pool(self, chosen: BlockLists, plan: Plan) -> BlockLists:
         """Blocks of a row's history as blocks of the pool."""

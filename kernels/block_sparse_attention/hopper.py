@@ -18,9 +18,10 @@ from .inverse import InverseLists, invert_lists
 Q_BLOCKS, KV_BLOCKS = (65, 192), (40, 320)
 # Query blocks that would waste a quarter of the rows of wgmma, and whose columns the registers hold.
 COLUMN_Q_BLOCKS = (129, 160)
-# "columns" where it serves, or always "rows"; "together": one kernel for all gradients.
-FORWARD: str = "rows"
-GRADIENTS: str = "apart"
+# "columns" where it serves, or always "rows"; "together", one kernel for all gradients, or "apart" (one H200, DecMem's
+# shape: 467 against 386 useful TFLOP/s forward, 261 against 111 backward).
+FORWARD: str = "columns"
+GRADIENTS: str = "together"
 # Rows of a strip of those two kernels; None for the best.
 STRIP: int | None = None
 # Shared memory in which lists are inverted; larger ones are sorted.

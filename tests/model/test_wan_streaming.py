@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from decmem_env.model import pointwise, streaming
+from decmem_env.model import passes, pointwise, streaming
 from decmem_env.model.attention import BlockLists
 from decmem_env.model.config import preset
 from decmem_env.model.video_rate import to_latent_rate, video_frames
@@ -29,17 +29,25 @@ def relative(found, wanted):
     return float((found - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize("changes", [{}, {"text_tokens": 3, "text_width": 16}])
-def test_streaming_equals_one_teacher_forced_pass(changes, monkeypatch):
+@pytest.mark.parametrize(("changes", "large"), [({}, 320), ({}, 16), ({"text_tokens": 3, "text_width": 16}, 16)])
+def test_streaming_equals_one_teacher_forced_pass(changes, large, monkeypatch):
     """24 latents in chunks of 4, k = 8: the lists that the stream chose are forced on the batch."""
+    monkeypatch.setattr(passes, "LARGE_FRAME", large)  # with 16, the window goes by dense kernels
+    passes.local_tiles.cache_clear()
     model = bench.random_model("wan-debug", "cpu", torch.float32, 64, **changes)
     cfg, depth, blocks = model.config, model.config.depth, model.config.blocks_per_frame
     assert (cfg.chunk, cfg.top_k, cfg.padding) == (4, 8, 2)
     if cfg.text_tokens:
         torch.nn.init.normal_(model.transformer.text_context)
         model.streamer = streaming.Streamer(model.transformer, model.pool)
-    calls, velocities = [], []
-    select, run = streaming.select_blocks, model.streamer.run
+    calls, velocities, gathered = [], [], []
+    select, run, gather = streaming.select_blocks, model.streamer.run, streaming.gather_pages
+
+    def counted(*arguments):
+        gathered.append(arguments[2].shape)
+        return gather(*arguments)
+
+    monkeypatch.setattr(streaming, "gather_pages", counted)
 
     def spy(*arguments, **named):
         calls.append(select(*arguments, **named))
@@ -94,6 +102,8 @@ def test_streaming_equals_one_teacher_forced_pass(changes, monkeypatch):
     found = torch.cat([v for v in velocities if v is not None], 1)
     assert found.shape[1] == TOTAL - PREFIX
     assert relative(found, wanted[:, PREFIX:]) < 1e-4
+    # Chunks of one pass see 8 latents of the window and their own 4; a prefill's first ones see fewer.
+    assert set(gathered) == (set() if large == 320 else {(2, 12), (1, 12)})
 
 
 def test_the_first_latent_of_a_session_is_one_frame():

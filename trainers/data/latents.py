@@ -96,7 +96,8 @@ class LatentPool:
 
     def _insert(self, episodes: Episodes) -> int:
         frames = self.renderer.frames(episodes)
-        changed = self.renderer.changed(episodes, frames, self.changed.shape[2:])
+        rows, columns = self.changed.shape[2:]
+        changed = self.renderer.changed(episodes, frames, (rows, columns))
         for i in range(len(frames)):
             slot = self.added % self.capacity
             self.latents[slot] = self.encode(frames[i]).to(self.latents.dtype)

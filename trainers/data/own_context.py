@@ -42,7 +42,7 @@ class TurningClips:
 
 
 def own_places(rows: int, frames: int, share: float, device: torch.device) -> Tensor:
-    """Which places of a clip's context may turn: in a share of rows, all from a random frame on, more often an early one.
+    """Which places of a clip's context may turn: in a share of rows, all from a random, rather early frame on.
 
     Args:
         rows: B.
