@@ -97,10 +97,11 @@ class Streamer:
 
     def where(self, projective: Tensor, inverse: Tensor, frame_index: Tensor) -> FrameMatrices | Positions:
         """Position transforms of P frames: P~ and its inverse fp32 [P, 4, 4], indices int64 [P]."""
+        # On a GPU the matrices are built there: many worlds' take milliseconds to build here, and more to send.
+        parts = [t.to(self.pool.device) for t in (projective, inverse, frame_index)]
         if self.tables is not None:
-            return frame_matrices(self.config, self.tables, projective, inverse, frame_index)
-        parts = (t.to(self.pool.device)[None] for t in (projective, inverse, frame_index))
-        return self.model.where(*parts)
+            return frame_matrices(self.config, self.tables, *parts)
+        return self.model.where(*(t[None] for t in parts))
 
     def _modulation(self, times: tuple[float, ...]) -> tuple[list[Tensor], Tensor]:
         """Vectors [6, 1, F, 1, W] of each layer and [2, 1, F, 1, W] of the head; scales are stored plus one."""
