@@ -45,6 +45,14 @@ def residual(x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
     return torch.addcmul(x, gate, change.float())
 
 
+def residual_modulated(
+    x: Tensor, gate: Tensor, change: Tensor, shift: Tensor, scale: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`residual`, and the new stream `modulated`."""
+    x = residual(x, gate, change)
+    return x, modulated(x, shift, scale, dtype)
+
+
 def up(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """First product of the FFN and Wan's activation, `gelu` of its tanh form."""
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
@@ -123,5 +131,6 @@ class Pointwise:
             return torch.compile(function) if compiled else function
 
         self.modulated, self.residual = ready(modulated), ready(residual)
+        self.residual_modulated = ready(residual_modulated)
         self.up = up_fused if compiled else up
         self.encode, self.decode = ready(encode), ready(decode)

@@ -26,7 +26,7 @@ from ..kernels.block_selection import select_blocks
 from ..kernels.block_sparse_attention import block_sparse_attention
 from ..kernels.choice import fastest
 from ..kernels.dense_attention import dense_attention, gather_pages
-from ..kernels.encode_pages import encode_pages, has_kernel
+from ..kernels.position_encoding import encode_pages, has_kernel, merge_branches
 from .attention import BlockLists, key_sizes, union_lists
 from .layers import CrossAttention
 from .memory import PagePool
@@ -68,9 +68,8 @@ class _Layer:
             self.cross = block.cross_norm, cast, (k.to(dtype), v.to(dtype))
 
     def attend_text(self, x: Tensor) -> Tensor:
-        """Add the attention to the text, for models that keep one, to the stream [B, F, N, W]."""
-        if self.cross is None:
-            return x
+        """Add the attention to the text, in models that keep one, to the stream [B, F, N, W]."""
+        assert self.cross is not None
         norm, attention, keys = self.cross
         return x + attention(norm(x).to(self.out[0].dtype), keys).float()
 
@@ -179,17 +178,18 @@ class Streamer:
             query, key, _, cos, sin = (t.flatten(0, 1) for t in where)
             size, real = cfg.block_tokens, tokens - cfg.padding
             pages = pool.pages(index)
-            q, q_means = encode_pages(mixed, layer.norm, query, key, cos, sin, pages, plan.slots, size, real)
+            parts = mixed.view(batch, frames, tokens, -1)
+            q, q_means = encode_pages(parts, layer.norm, query, key, cos, sin, pages, plan.slots, size, real)
         else:
             if isinstance(where, Positions):
                 encoded = point.encode(mixed, layer.norm, where, cfg)
             else:
                 encoded = self._encode(mixed.float(), layer, where)
             pool.write(index, plan.slots, encoded.k, encoded.v, encoded.k_means)
-            q, q_means = encoded.q, encoded.q_means
+            q, q_means = (t.unflatten(0, (batch, frames)).transpose(1, 2) for t in (encoded.q, encoded.q_means))
         if start == frames:
             return x
-        q = q.unflatten(0, (batch, frames))[:, start:].transpose(1, 2).flatten(2, 3).to(self.dtype)
+        q = q[:, :, start:].flatten(2, 3).to(self.dtype)
         lists = plan.lists if start == 0 else plan.output_lists
         assert lists is not None
         chosen = None
@@ -197,23 +197,31 @@ class Streamer:
             if forced is not None:
                 chosen = BlockLists(*(t[:, :, start * cfg.blocks_per_frame :] for t in forced))
             else:
-                query = q_means.unflatten(0, (batch, frames))[:, start:].transpose(1, 2).flatten(2, 3)
+                means = q_means[:, :, start:].flatten(2, 3)
                 keys = pool.pooled(index, plan.history)
-                chosen = BlockLists(*select_blocks(query, keys, plan.top_k, lists.limit, first=lists.first))
+                chosen = BlockLists(*select_blocks(means, keys, plan.top_k, lists.limit, first=lists.first))
         if record is not None:
             record.append(self._wanted(chosen, plan, start))
         local, retrieved = self._attend(index, q, lists, chosen, plan)
         gate = None
         if retrieved is not None:
             gate = mixed.view(batch, frames, tokens, -1)[:, start:, :, 3 * cfg.heads * cfg.head_dim :]
-        if isinstance(where, Positions):
+        if isinstance(where, Positions) and self.fused:
+            every = mixed.view(batch, frames, tokens, -1)
+            matrices = where.output.flatten(0, 1)
+            merged = merge_branches(local, retrieved, every, matrices, cfg.camera_channels, cfg.gate == "sigmoid")
+        elif isinstance(where, Positions):
             rows = Positions(*(t.flatten(0, 1).unflatten(0, (batch, frames))[:, start:] for t in where))
             merged = point.decode(local, retrieved, gate, rows, cfg)
         else:
             merged = self._decode(local, retrieved, gate, where, frames - start, start)
-        x = point.residual(x[:, start:], gate1[:, start:], F.linear(merged.to(self.dtype), *layer.out))
-        x = layer.attend_text(x)
-        normed = point.modulated(x, shift2[:, start:], scale2[:, start:], self.dtype)
+        change = F.linear(merged.to(self.dtype), *layer.out)
+        shift, scale = shift2[:, start:], scale2[:, start:]
+        if layer.cross is None:
+            x, normed = point.residual_modulated(x[:, start:], gate1[:, start:], change, shift, scale, self.dtype)
+        else:
+            x = layer.attend_text(point.residual(x[:, start:], gate1[:, start:], change))
+            normed = point.modulated(x, shift, scale, self.dtype)
         hidden = point.up(normed, *layer.up)
         return point.residual(x, gate2[:, start:], F.linear(hidden, *layer.down))
 

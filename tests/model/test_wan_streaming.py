@@ -29,12 +29,17 @@ def relative(found, wanted):
     return float((found - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize(("changes", "large"), [({}, 320), ({}, 16), ({"text_tokens": 3, "text_width": 16}, 16)])
-def test_streaming_equals_one_teacher_forced_pass(changes, large, monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "large", "fused"),
+    [({}, 320, False), ({}, 16, False), ({"text_tokens": 3, "text_width": 16}, 16, False), ({}, 16, True)],
+)
+def test_streaming_equals_one_teacher_forced_pass(changes, large, fused, monkeypatch):
     """24 latents in chunks of 4, k = 8: the lists that the stream chose are forced on the batch."""
     monkeypatch.setattr(passes, "LARGE_FRAME", large)  # with 16, the window goes by dense kernels
     passes.local_tiles.cache_clear()
     model = bench.random_model("wan-debug", "cpu", torch.float32, 64, **changes)
+    if fused:  # as on a GPU, by Triton's interpreter
+        model.streamer.fused = True
     cfg, depth, blocks = model.config, model.config.depth, model.config.blocks_per_frame
     assert (cfg.chunk, cfg.top_k, cfg.padding) == (4, 8, 2)
     if cfg.text_tokens:
