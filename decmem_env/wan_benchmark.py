@@ -181,7 +181,8 @@ def check(preset: str, device: str, dtype: torch.dtype, depth: int = 2) -> float
     pair = projective_matrices(poses, camera, poses[0], translation_scale=cfg.translation_scale)
     projective, inverse = (torch.from_numpy(m.astype(np.float32))[None].to(model.device) for m in pair)
     with torch.no_grad():
-        wanted = model.transformer.teacher_forcing(
+        plain = random_model(preset, device, torch.float32, 16, depth=depth, top_k=80).transformer
+        wanted = plain.teacher_forcing(
             clean[None],
             torch.cat([torch.zeros_like(clean[:prefix]), noise])[None],
             torch.zeros(1, total, device=model.device),

@@ -39,9 +39,11 @@ _PAGES_AT_ONCE = 64  # pages beyond which chunks are attended one after the othe
 
 
 class _Layer:
-    """Weights of one block, laid out for inference."""
+    """Weights of one block, laid out for inference, wherever the block's own lie."""
 
-    def __init__(self, block: Block, dtype: torch.dtype, text: Tensor | None) -> None:
+    def __init__(self, block: Block, device: torch.device, dtype: torch.dtype, text: Tensor | None) -> None:
+        if block.modulation.device != device:
+            block = copy.deepcopy(block).to(device)
         attention = block.attention
         heads, dim = attention.config.heads, attention.config.head_dim
         parts = [attention.qkv] if attention.gate is None else [attention.qkv, attention.gate]
@@ -60,12 +62,12 @@ class _Layer:
         self.up, self.down = (
             (linear.weight.to(dtype), linear.bias.to(dtype)) for linear in block.ffn if isinstance(linear, nn.Linear)
         )
-        self.modulation = block.modulation.float()
+        self.modulation = block.modulation.detach().clone().float()
         self.cross: tuple[nn.LayerNorm, CrossAttention, tuple[Tensor, Tensor]] | None = None
         if text is not None:
             k, v = block.cross_attention.keys(text)
             cast = copy.deepcopy(block.cross_attention).to(dtype)
-            self.cross = block.cross_norm, cast, (k.to(dtype), v.to(dtype))
+            self.cross = copy.deepcopy(block.cross_norm), cast, (k.to(dtype), v.to(dtype))
 
     def attend_text(self, x: Tensor) -> Tensor:
         """Add the attention to the text, in models that keep one, to the stream [B, F, N, W]."""
@@ -78,7 +80,7 @@ class Streamer:
     """The transformer over a page pool.
 
     Args:
-        model: fp32 weights on the pool's device.
+        model: fp32 weights on the pool's device; its blocks may lie on another.
         pool: Pages; its dtype is also that of the products.
     """
 
@@ -87,7 +89,7 @@ class Streamer:
         self.dtype = pool.dtype
         with torch.no_grad():
             text = model.embedded_text()
-            self.layers = [_Layer(block, self.dtype, text) for block in model.blocks]  # type: ignore[arg-type]
+            self.layers = [_Layer(block, pool.device, self.dtype, text) for block in model.blocks]  # type: ignore[arg-type]
         wan = self.config.layout == "wan"
         self.tables = None if wan else patch_tables(self.config, model.spatial)
         self.point = Pointwise(wan and pool.device.type == "cuda")
