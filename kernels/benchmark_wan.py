@@ -23,7 +23,9 @@ from torch import Tensor
 from .benchmark import FORWARD_BOUND, GRADIENT_BOUND, matrix_product_tflops, relative
 from .block_selection import pool_blocks, select_blocks
 from .block_sparse_attention import block_sparse_attention, hopper, tuning
+from .dense_attention import dense_attention
 
+WINDOW, DENSE_LATENTS = 12, 600  # latents of the local branch; most that dense attention is timed at
 HEADS, DIM, LATENTS, BLOCKS, BLOCK, TOP = 12, 128, 4, 6, 147, 80
 # Where 880 tokens are cut into 6 blocks: two of 146 and four of 147.
 SIZES = [-(-880 * (i + 1) // BLOCKS) - -(-880 * i // BLOCKS) for i in range(BLOCKS)]
@@ -187,6 +189,16 @@ def flex_ms(x: Inputs) -> dict[str, float]:
     return {"ms": ms, "tflops": x.flops / ms * 1e-9, "error": error}
 
 
+def dense_ms(latents: int) -> dict[str, float]:
+    """Dense attention of a chunk to all real tokens of some latents, by the fastest library kernel (`choice`)."""
+    q, k, v = (
+        torch.randn(1, HEADS, tokens, DIM, device="cuda", dtype=torch.bfloat16)
+        for tokens in (LATENTS * BLOCKS * BLOCK, *[latents * sum(SIZES)] * 2)
+    )
+    ms = flushed_ms(functools.partial(dense_attention, q, k, v), 20)
+    return {"ms": ms, "tflops": 4.0 * HEADS * DIM * LATENTS * sum(SIZES) * k.shape[2] / ms * 1e-9}
+
+
 def backward_ms(x: Inputs, backend: str, repeats: int) -> float:
     """Median time of the gradients."""
     leaves = [y.detach().requires_grad_() for y in (x.q, x.k, x.v)]
@@ -271,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check-only", action="store_true")
     parser.add_argument("--backward", action="store_true", help="also time the gradients")
     parser.add_argument("--no-selection", action="store_true", help="do not time the selection of blocks")
-    parser.add_argument("--peers", action="store_true", help="also time FlexAttention")
+    parser.add_argument("--peers", action="store_true", help="also time FlexAttention, and dense attention")
     parser.add_argument("--sweep", action="store_true", help="try launch settings of the Triton kernels first")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -298,6 +310,8 @@ def main(arguments: list[str] | None = None) -> int:
                 sweep(x)
             row = report[f"history {history}"] = time_history(x, good, gemm, options.backward, not options.no_selection)
             if options.peers:
+                if history <= DENSE_LATENTS:
+                    row |= {"dense": dense_ms(history), "dense window": dense_ms(WINDOW)}
                 try:
                     row["flex"] = flex_ms(x)
                 except Exception as error:  # a peer that cannot run must not end the table
