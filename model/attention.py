@@ -7,7 +7,7 @@ latent frames each, in chunks that are denoised together. A frame of either half
 - SGM (sparse global memory): the top-k blocks, per head and query block, of all clean frames before its chunk.
 - `union`: one softmax over the window, its chunk, and the retrieved blocks of the frames before the window.
 - `dense`: one softmax over all clean frames before its chunk, and its chunk. There the gate is not used, so that one
-  set of weights passes through dense stages first.
+  set of weights passes through dense stages first. `window` is the same over the window.
 
 Windows count places in the sequence, never frame indices, which may jump where a sequence is spliced.
 
@@ -62,7 +62,10 @@ def _pack(rows: list[list[int]], key_frames: int, device: torch.device) -> Frame
 
 @lru_cache(maxsize=32)
 def window_lists(frames: int, window: int, chunk: int, device: torch.device) -> FrameLists:
-    """ALM lists of [clean | noisy]: the `window` clean frames before the frame's chunk, and the chunk itself."""
+    """ALM lists of [clean | noisy]: the `window` clean frames before the frame's chunk, and the chunk itself.
+
+    A window of all frames is dense attention.
+    """
     clean, noisy = [], []
     for i in range(frames):
         start = i // chunk * chunk
@@ -71,11 +74,6 @@ def window_lists(frames: int, window: int, chunk: int, device: torch.device) -> 
         clean.append([*past, *range(start, stop)])
         noisy.append([*past, *range(frames + start, frames + stop)])
     return _pack(clean + noisy, 2 * frames, device)
-
-
-def dense_lists(frames: int, chunk: int, device: torch.device) -> FrameLists:
-    """Dense lists of [clean | noisy]: every clean frame before the frame's chunk, and the chunk itself."""
-    return window_lists(frames, frames, chunk, device)
 
 
 @lru_cache(maxsize=32)

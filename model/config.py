@@ -93,7 +93,9 @@ class ModelConfig:
         for name, known in (("fusion", FUSIONS), ("gate", GATES), ("layout", LAYOUTS), ("sampler", SAMPLERS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}: expected one of {', '.join(known)}")
-        for name in ("width", "depth", "heads", "chunk", "window", "top_k", "steps", "patch", "blocks_per_frame"):
+        if self.window < 0:
+            raise ValueError(f"model.window is {self.window}: expected at least 0 (no local memory)")
+        for name in ("width", "depth", "heads", "chunk", "top_k", "steps", "patch", "blocks_per_frame"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: expected at least 1")
         if self.camera_channels % 4 or self.spatial_channels % 4 or self.temporal_channels % 2:

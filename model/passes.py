@@ -13,7 +13,7 @@ from .attention import BlockLists, block_table
 from .config import ModelConfig
 from .memory import PagePool, Slots
 
-MODES = ("memory", "dense", "off", "window")
+MODES = ("memory", "dense", "decay", "off", "window")
 LARGE_FRAME = 320  # tokens; local attention over larger frames goes by dense kernels or in tiles
 
 
@@ -38,6 +38,7 @@ class Lists(NamedTuple):
         local: Lists int32 [B, 1, F * tiles, L * tiles] over the pool (ALM, or everything when dense), and counts.
         pages: The same as pages of each chunk, int64 [B * chunks, n], where frames are large and all chunks see equally
             many; None otherwise.
+        far: What lies before the window, where it counts less (`decay`), as `local`; None otherwise.
         blocks: The same as block lists, for one softmax over both.
         limit: int32 [B, F * M], leading history blocks that may be retrieved; None without retrieval.
         first: int32 [B, F * M] or None, first block that may be retrieved.
@@ -45,6 +46,7 @@ class Lists(NamedTuple):
 
     local: BlockLists
     pages: Tensor | None
+    far: BlockLists | None
     blocks: BlockLists | None
     limit: Tensor | None
     first: Tensor | None
@@ -92,7 +94,7 @@ def local_tiles(config: ModelConfig, device: torch.device) -> tuple[int, int]:
 
 def _pad(rows: list[list[np.ndarray]], device: torch.device) -> BlockLists:
     counts = np.array([[len(entry) for entry in row] for row in rows], np.int32)
-    lists = np.zeros((*counts.shape, int(counts.max())), np.int32)
+    lists = np.zeros((*counts.shape, max(1, int(counts.max()))), np.int32)
     for b, row in enumerate(rows):
         for f, entry in enumerate(row):
             lists[b, f, : len(entry)] = entry
@@ -110,6 +112,7 @@ def _pages(config: ModelConfig, local: list[list[np.ndarray]], device: torch.dev
 def _lists(
     config: ModelConfig,
     local: list[list[np.ndarray]],
+    far: list[list[np.ndarray]],
     limit: np.ndarray,
     first: np.ndarray,
     mode: str,
@@ -119,9 +122,11 @@ def _lists(
     union, blocks = config.fusion == "union", config.blocks_per_frame
     parts = [config.tokens // tile for tile in local_tiles(config, device)]
     tiles = frames if parts == [1, 1] else block_table(*frames, *parts)
+    if mode == "decay":
+        return Lists(tiles, None, block_table(*_pad(far, device), *parts), None, None, None)
     pages = _pages(config, local, device)
     if mode == "dense" or not (limit > first).any():
-        return Lists(tiles, pages, None, None, None)
+        return Lists(tiles, pages, None, None, None, None)
 
     def spread(values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.repeat(values * blocks, blocks, 1).astype(np.int32)).to(device)
@@ -129,6 +134,7 @@ def _lists(
     return Lists(
         tiles,
         pages,
+        None,
         block_table(*frames, blocks, blocks) if union else None,
         spread(limit),
         spread(first) if first.any() else None,
@@ -141,17 +147,19 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
     Args:
         pool: Where the pages are.
         rows: Equal in `commit` and in the number of noisy frames.
-        mode: `memory`; `dense`, one softmax over everything; `off`, no retrieval; `window`, retrieval from the window.
+        mode: `memory`; `dense`, one softmax over everything; `decay`, the same with what lies before the window weighed
+            down; `off`, no retrieval; `window`, retrieval from the window.
         top_k: Blocks to retrieve for each query block and head.
     """
     config, device = pool.config, pool.device
     window, chunk = config.window, config.chunk
     union = config.fusion == "union"
     local: list[list[np.ndarray]] = []
+    distant: list[list[np.ndarray]] = []
     limits, firsts, written = [], [], []
     for row in rows:
         base = len(row.history) - row.commit
-        entries, limit, first = [], [], []
+        entries, far, limit, first = [], [], [], []
         starts = [base + i // chunk * chunk for i in range(row.commit)]
         own = [row.history[start : start + chunk] for start in starts]
         for branch in row.noisy:
@@ -160,10 +168,12 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
         for start, mine in zip(starts, own, strict=True):
             low = max(0, start - window)
             entries.append(np.concatenate([row.history[0 if mode == "dense" else low : start], mine]))
+            far.append(row.history[:low])
             allowed = {"memory": low if union else start, "window": 0 if union else start}.get(mode, 0)
             limit.append(allowed)
             first.append(low if mode == "window" and not union else 0)
         local.append(entries)
+        distant.append(far)
         limits.append(limit)
         firsts.append(first)
         written.append(np.concatenate([row.history[base:], *row.noisy]))
@@ -171,12 +181,12 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
     output = rows[0].commit if rows[0].noisy else limit_BF.shape[1]
     output_lists = None
     if rows[0].noisy:
-        late = [entries[output:] for entries in local]
-        output_lists = _lists(config, late, limit_BF[:, output:], first_BF[:, output:], mode, device)
+        late, far_late = ([entries[output:] for entries in lists] for lists in (local, distant))
+        output_lists = _lists(config, late, far_late, limit_BF[:, output:], first_BF[:, output:], mode, device)
     lists = (
         output_lists
         if output == 0 and output_lists is not None
-        else _lists(config, local, limit_BF, first_BF, mode, device)
+        else _lists(config, local, distant, limit_BF, first_BF, mode, device)
     )
     history, table = _history(pool, rows, config.blocks_per_frame) if lists.limit is not None else (None, 0)
     slots = torch.from_numpy(np.concatenate(written)).to(device)

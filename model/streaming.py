@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from ..kernels.block_sparse_attention import block_sparse_attention
 from ..kernels.choice import fastest
 from ..kernels.dense_attention import dense_attention, gather_pages
 from ..kernels.position_encoding import encode_pages, has_kernel, merge_branches
+from ..kernels.softmax_merge import merge_softmax
 from .attention import BlockLists, key_sizes, union_lists
 from .layers import CrossAttention
 from .memory import PagePool
@@ -35,6 +37,9 @@ from .pointwise import Encoded, Pointwise
 from .position import FrameMatrices, Positions, frame_matrices, patch_tables
 from .transformer import Block, WorldTransformer
 
+# Factor on the logits of tokens before the window in the mode `decay`, after UltraViCo (arXiv 2511.20123), which scales
+# what lies beyond the trained length down without training; DecMem, which compares itself with it, names no value.
+DECAY = 0.9
 _PAGES_AT_ONCE = 64  # pages beyond which chunks are attended one after the other, to copy less at a time
 
 
@@ -283,6 +288,15 @@ class Streamer:
             if cfg.fusion == "union":
                 assert lists.blocks is not None
                 return over_blocks(union_lists(chosen, lists.blocks)), None
+
+        if lists.far is not None:
+
+            def part(which: BlockLists, factor: float) -> tuple[Tensor, Tensor]:
+                tiles: dict[str, Any] = {"q_block": query_tile, "kv_block": key_tile, "kv_sizes": sizes(key_tile)}
+                scale = factor * cfg.head_dim**-0.5
+                return block_sparse_attention(q, keys, values, *which, scale=scale, return_lse=True, **tiles)
+
+            return merge_softmax(*part(lists.local, 1.0), *part(lists.far, DECAY)), None
 
         def by_lists() -> Tensor:
             return block_sparse_attention(

@@ -26,7 +26,6 @@ from ..kernels.softmax_merge import merge_softmax
 from .attention import (
     BlockLists,
     FrameLists,
-    dense_lists,
     frame_attention,
     history_limit,
     key_sizes,
@@ -38,13 +37,14 @@ from .layers import CrossAttention, RMSNorm
 from .position import Positions, channel_order, positions, spatial_angles, token_order, transform
 
 TIME_CHANNELS = 256
+ATTENTIONS = ("memory", "dense", "window")
 
 
 class Sequence(NamedTuple):
     """What teacher-forced attention needs beside q, k and v.
 
     Attributes:
-        window: Lists of the local memory (or of dense attention).
+        window: Lists of the local memory (of all frames for dense attention).
         limit: Blocks each query block may retrieve.
         frame_sizes: Real keys of each frame, None where all places hold tokens.
         block_sizes: Real keys of each clean block.
@@ -156,7 +156,7 @@ class Block(nn.Module):
         time: Tensor,
         where: Positions,
         sequence: Sequence,
-        dense: bool,
+        local_only: bool,
         lists: BlockLists | None,
         text: Tensor | None = None,
     ) -> tuple[Tensor, BlockLists | None]:
@@ -167,19 +167,19 @@ class Block(nn.Module):
             time: Shared time projection [B, 2T, 6, W].
             where: Positions of the 2T frames.
             sequence: Lists.
-            dense: One softmax over whole frames instead of the memory.
+            local_only: One softmax over the listed frames, without retrieval.
             lists: Retrieved blocks to use instead of the top k.
             text: Embedded text [L, W], for models that keep one.
 
         Returns:
-            New tokens and the lists that were retrieved (None when dense).
+            New tokens and the lists that were retrieved (None without retrieval).
         """
         cfg = self.config
         shift1, scale1, gate1, shift2, scale2, gate2 = self.vectors(time)
         normed = self.modulate(x, shift1, scale1)
         q, k, v = self.attention.project(normed, where)
         retrieved = None
-        if dense:
+        if local_only:
             local, _ = frame_attention(q, k, v, sequence.window, cfg.tokens, sequence.frame_sizes)
         else:
             half = k.shape[2] // 2
@@ -321,17 +321,17 @@ class WorldTransformer(nn.Module):
             projective_inverse: fp32 [B, T, 4, 4].
             frame_index: int64 [B, T].
             action_mask: bool [B, T], False drops the action from the noisy half (the history keeps its own).
-            attention: `memory` (SGM and ALM) or `dense`.
+            attention: `memory` (SGM and ALM), `dense`, or `window` (ALM alone).
             lists: Retrieved blocks per layer, instead of the top k.
             return_lists: Also return them.
 
         Returns:
             Velocity [B, T, C, h, w], and the lists per layer if asked for.
         """
-        if attention not in ("memory", "dense"):
-            raise ValueError(f"attention is {attention!r}: expected memory or dense")
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention is {attention!r}: expected {', '.join(ATTENTIONS)}")
         cfg, frames, device = self.config, clean.shape[1], clean.device
-        dense = attention == "dense"
+        reach = frames if attention == "dense" else cfg.window
         keep = torch.cat([torch.ones_like(action_mask), action_mask], 1)
         x = self.tokens(torch.cat([clean, noisy], 1), torch.cat([actions, actions], 1), keep).float()
         embedded, time = self.time_vectors(torch.cat([clean_time, noisy_time], 1))
@@ -339,7 +339,7 @@ class WorldTransformer(nn.Module):
         where = self.where(*twice)
         skip = cfg.window if cfg.fusion == "union" else 0
         sequence = Sequence(
-            dense_lists(frames, cfg.chunk, device) if dense else window_lists(frames, cfg.window, cfg.chunk, device),
+            window_lists(frames, reach, cfg.chunk, device),
             history_limit(frames, cfg.blocks_per_frame, skip, cfg.chunk, device),
             key_sizes(cfg, 2 * frames, cfg.tokens, device),
             key_sizes(cfg, frames, cfg.block_tokens, device),
@@ -348,7 +348,7 @@ class WorldTransformer(nn.Module):
         used: list[BlockLists | None] = []
         keep_less = self.checkpoint_activations and torch.is_grad_enabled()
         for i, block in enumerate(self._run or self.blocks):
-            arguments = (x, time, where, sequence, dense, lists[i] if lists is not None else None, text)
+            arguments = (x, time, where, sequence, attention != "memory", lists[i] if lists is not None else None, text)
             x, chosen = checkpoint(block, *arguments, use_reentrant=False) if keep_less else block(*arguments)
             used.append(chosen)
         velocity = self.velocity(x[:, frames:], embedded[:, frames:])

@@ -109,8 +109,8 @@ class WorldModel:
 
         Args:
             seed: Of its noise.
-            memory: `memory`, the model's own; `dense`, attention to everything; `off`, the window only; `window`,
-                retrieval limited to the window's frames.
+            memory: `memory`, the model's own; `dense`, attention to everything; `decay`, the same with frames
+                before the window weighed down; `off`, the window only; `window`, retrieval limited to the window's frames.
             top_k: Retrieved blocks; the config's by default.
             steps: Sampler steps; the config's by default.
             guidance: Action guidance scale (eq. 14), 1 is off; the config's by default.

@@ -125,7 +125,7 @@ class ObjectiveConfig:
 
     Attributes:
         task: "autoencoder" or "dynamics".
-        attention: "memory" or "dense" (dynamics).
+        attention: "memory", "dense" or "window" (dynamics).
         weight: Of a frame's velocity error: "velocity" (1), "x0" (t^2, the error of the clean latent) or "log"
             (1 / (own error + `log_floor`), the gradient of the mean PSNR).
         log_floor: Error of a unit-variance latent below which a frame's weight grows no more.
@@ -168,7 +168,7 @@ _CHOICES = {
     "data.source": ("voxel", "worldmem"),
     "optimiser.schedule": ("cosine", "trapezoid"),
     "objective.task": ("autoencoder", "dynamics"),
-    "objective.attention": ("memory", "dense"),
+    "objective.attention": ("memory", "dense", "window"),
     "objective.weight": ("velocity", "x0", "log"),
 }
 

@@ -250,3 +250,35 @@ def test_the_renoising_sampler_starts_every_level_from_fresh_noise(noises, monke
         state = clean if fresh is None else flow.add_noise(clean, fresh[None], torch.full((1, 1), then))
     assert len(noises) == 3
     assert relative(session.pending.latents, state[0]) < 1e-5
+
+
+@pytest.mark.parametrize(("changes", "attention", "memory"), [
+    ({"fusion": "union", "window": 0}, "memory", "memory"),
+    ({"fusion": "gated", "window": 0}, "memory", "memory"),
+    ({"fusion": "union", "window": 4}, "window", "off"),
+    ({"fusion": "union", "window": 4}, "dense", "dense"),
+])  # fmt: skip
+def test_ablations_stream_as_they_train(changes, attention, memory, noises, monkeypatch):
+    """Without local memory, with nothing else, and dense."""
+    model, walk = build(top_k=1000, **changes), make_walk(CONTEXT + STEPS)
+    velocities = record_velocities(monkeypatch, model)
+    clean = stream(model, walk, model.start(1, memory=memory))
+    noisy = clean.clone()
+    noisy[0, CONTEXT:] = torch.cat(noises)
+    wanted = teacher_forced(model, walk, clean, noisy, torch.ones(1, CONTEXT + STEPS), attention=attention)
+    assert relative(torch.cat(velocities[-STEPS:], 1), wanted[:, CONTEXT:]) < 1e-4
+
+
+def test_decay_weighs_the_far_frames_down(noises, monkeypatch):
+    """With factor 1 it is dense attention; below, the more the smaller."""
+    model, walk = build(fusion="union", window=4), make_walk(CONTEXT + 1)
+    found = {}
+    for memory, factor in [("dense", 1.0), ("decay", 1.0), ("decay", 0.9), ("decay", 0.5)]:
+        monkeypatch.setattr(streaming, "DECAY", factor)
+        session = model.start(1, memory=memory)
+        walk.observe(session, 0, CONTEXT)
+        model.step([session], *walk.chunk(CONTEXT), decode=False)
+        found[memory, factor] = session.pending.latents
+    dense = found["dense", 1.0]
+    assert relative(found["decay", 1.0], dense) < 1e-5
+    assert 1e-4 < relative(found["decay", 0.9], dense) < relative(found["decay", 0.5], dense)

@@ -116,5 +116,5 @@ def test_lists_of_chunks():
 
 
 def test_unknown_attention_is_named(transformer):
-    with pytest.raises(ValueError, match="'sparse': expected memory or dense"):
+    with pytest.raises(ValueError, match="'sparse': expected memory, dense, window"):
         transformer.teacher_forcing(**inputs(transformer.config), attention="sparse")
