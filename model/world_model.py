@@ -110,7 +110,7 @@ class WorldModel:
         Args:
             seed: Of its noise.
             memory: `memory`, the model's own; `dense`, attention to everything; `decay`, the same with frames
-                before the window weighed down; `off`, the window only; `window`, retrieval limited to the window's frames.
+                before the window weighed down; `off`, the window only; `window`, retrieval from the window's frames.
             top_k: Retrieved blocks; the config's by default.
             steps: Sampler steps; the config's by default.
             guidance: Action guidance scale (eq. 14), 1 is off; the config's by default.
