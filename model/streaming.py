@@ -30,6 +30,7 @@ from ..kernels.dense_attention import dense_attention, gather_pages
 from ..kernels.position_encoding import encode_pages, has_kernel, merge_branches
 from ..kernels.softmax_merge import merge_softmax
 from .attention import BlockLists, key_sizes, union_lists
+from .dispersion import Dispersion, Listed
 from .layers import CrossAttention
 from .memory import PagePool
 from .passes import Lists, Plan, local_tiles
@@ -84,6 +85,9 @@ class _Layer:
 class Streamer:
     """The transformer over a page pool.
 
+    Attributes:
+        watcher: Told what every layer attends to, where someone wants to know (`dispersion`).
+
     Args:
         model: fp32 weights on the pool's device; its blocks may lie on another.
         pool: Pages; its dtype is also that of the products.
@@ -99,6 +103,7 @@ class Streamer:
         self.tables = None if wan else patch_tables(self.config, model.spatial)
         self.point = Pointwise(wan and pool.device.type == "cuda")
         self.fused = wan and has_kernel(pool.device, self.config.head_dim)
+        self.watcher: Dispersion | None = None
         self._vectors: dict[tuple[float, ...], tuple[list[Tensor], Tensor]] = {}
 
     def where(self, projective: Tensor, inverse: Tensor, frame_index: Tensor) -> FrameMatrices | Positions:
@@ -280,28 +285,37 @@ class Streamer:
         def sizes(tile: int) -> Tensor | None:
             return key_sizes(cfg, self.pool.capacity, tile, self.pool.device)
 
-        def over_blocks(found: BlockLists) -> Tensor:
-            return block_sparse_attention(q, keys, values, *found, q_block=size, kv_block=size, kv_sizes=sizes(size))
+        def over(part: Listed, **more: Any) -> Any:
+            scale = part.factor * cfg.head_dim**-0.5
+            tiles: dict[str, Any] = {
+                "q_block": part.query_tile,
+                "kv_block": part.key_tile,
+                "kv_sizes": part.sizes,
+                "scale": scale,
+            }
+            return block_sparse_attention(q, keys, values, *part.found, **tiles, **more)
 
+        def watch(*softmaxes: list[Listed]) -> None:
+            if self.watcher is not None:
+                self.watcher(q, keys, softmaxes)
+
+        near = Listed(lists.local, query_tile, key_tile, sizes(key_tile))
+        memory = None
         if chosen is not None:
             chosen = self._in_pool(chosen, plan)
             if cfg.fusion == "union":
                 assert lists.blocks is not None
-                return over_blocks(union_lists(chosen, lists.blocks)), None
-
+                chosen = union_lists(chosen, lists.blocks)
+            memory = Listed(chosen, size, size, sizes(size))
+            if cfg.fusion == "union":
+                watch([memory])
+                return over(memory), None
         if lists.far is not None:
-
-            def part(which: BlockLists, factor: float) -> tuple[Tensor, Tensor]:
-                tiles: dict[str, Any] = {"q_block": query_tile, "kv_block": key_tile, "kv_sizes": sizes(key_tile)}
-                scale = factor * cfg.head_dim**-0.5
-                return block_sparse_attention(q, keys, values, *which, scale=scale, return_lse=True, **tiles)
-
-            return merge_softmax(*part(lists.local, 1.0), *part(lists.far, DECAY)), None
-
-        def by_lists() -> Tensor:
-            return block_sparse_attention(
-                q, keys, values, *lists.local, q_block=query_tile, kv_block=key_tile, kv_sizes=sizes(key_tile)
-            )
+            far = Listed(lists.far, query_tile, key_tile, sizes(key_tile), DECAY)
+            watch([near, far])
+            return merge_softmax(*over(near, return_lse=True), *over(far, return_lse=True)), None
+        watch([near], *([] if memory is None else [[memory]]))
+        by_lists = partial(over, near)
 
         if lists.pages is None:
             local = by_lists()
@@ -311,7 +325,7 @@ class Streamer:
                 "lists": by_lists,
             }
             local = fastest("window", (q.shape, lists.pages.shape), q.device, ways)()
-        return local, None if chosen is None else over_blocks(chosen)
+        return local, None if memory is None else over(memory)
 
     def _attend_pages(self, index: int, q: Tensor, pages: Tensor) -> Tensor:
         """Local branch of large frames: every chunk of q [B, H, kept * N, D] to its pages, all of their real tokens."""
