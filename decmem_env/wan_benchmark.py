@@ -62,7 +62,8 @@ def random_model(preset: str, device: str, dtype: torch.dtype, latents: int, **c
         nn.init.normal_(cast(Any, transformer.action)[2].weight, std=config.width**-0.5)
     transformer.eval().requires_grad_(False).to(place)
     loaded = Checkpoint(f"random {preset}", "0" * 64, config, transformer, autoencoders.place(autoencoder, place))
-    return WorldModel(loaded, place, dtype, memory_budget=(latents + 8 * config.chunk) * page_bytes(config, dtype))
+    budget = (latents + 8 * config.chunk) * page_bytes(config, dtype)
+    return WorldModel(loaded, place, dtype, memory_budget=budget, host_budget=0)
 
 
 def random_fast_decoder(device: str, dtype: torch.dtype) -> TinyVideoDecoder:

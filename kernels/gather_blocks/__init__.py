@@ -10,13 +10,22 @@ from __future__ import annotations
 import importlib.util
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .naive import dequantise_blocks, gather_blocks_naive, quantise_blocks
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
-__all__ = ["HostSegments", "Source", "dequantise_blocks", "gather_blocks", "gather_blocks_naive", "quantise_blocks"]
+__all__ = [
+    "HostSegments",
+    "Source",
+    "dequantise_blocks",
+    "gather_blocks",
+    "gather_blocks_naive",
+    "has_kernel",
+    "quantise_blocks",
+]
 
 
 class HostSegments(NamedTuple):
@@ -41,7 +50,7 @@ class Source(NamedTuple):
     Attributes:
         keys: ``[H, P, N, D]`` on the device, contiguous, in the compute type or int8.
         values: Like ``keys``.
-        where: int32 ``[F]``, page of each frame: ``p`` of ``keys`` if it is 0 or more, else page ``-1 - p`` of ``host``.
+        where: int32 ``[F]``, page ``p`` of each frame: of ``keys`` from 0 on, below 0 page ``-1 - p`` of ``host``.
         scales: fp32 ``[2, H, F, M]`` of int8 keys and values; None otherwise.
         host: None if all frames are on the device.
     """
@@ -69,12 +78,15 @@ def gather_blocks(
         ValueError: pages and outputs of different types without scales.
     """
     if source.scales is None and source.keys.dtype != out[0].dtype:
-        raise ValueError(
-            f"gather_blocks: pages are {source.keys.dtype}, outputs {out[0].dtype}, and there are no scales"
-        )
-    if source.keys.is_cuda and _HAS_TRITON:
+        raise ValueError(f"gather_blocks: pages of {source.keys.dtype}, outputs of {out[0].dtype}, no scales")
+    if has_kernel(source.keys.device):
         from .op import gather
 
         gather(source, blocks, out, block, programs)
     else:
         gather_blocks_naive(source.keys, source.values, source.where, source.scales, source.host, blocks, out, block)
+
+
+def has_kernel(device: torch.device) -> bool:
+    """Whether pinned host memory can be read from there."""
+    return device.type == "cuda" and _HAS_TRITON

@@ -1,4 +1,4 @@
-"""The Triton kernel: a fixed number of programs walk over the list, so that copies from the host can run beside others."""
+"""The Triton kernel: a fixed number of programs walk over the list; copies from the host can run beside other work."""
 
 from __future__ import annotations
 
