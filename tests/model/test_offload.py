@@ -5,11 +5,8 @@ import gc
 import numpy as np
 import pytest
 import torch
-from decmem_env.model import Snapshot, SnapshotError, WorldModel, memory_layout
-from decmem_env.model.config import debug, preset, tiny, wan_1_3b
+from decmem_env.model import WorldModel, memory_layout
 from decmem_env.model.memory_layout import divide, frame_bytes
-
-from decmem_env import wan_benchmark as bench
 
 from .conftest import make_walk, random_checkpoint
 from .test_sessions import begin, play
