@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from .model import WorldModel
+    from .model.checkpoint import Checkpoint
     from .model.session import Session, Settings
     from .model.taehv import TinyVideoDecoder
 
@@ -39,12 +40,23 @@ def random_model(preset: str, device: str, dtype: torch.dtype, latents: int, **c
         **changes: Of the preset.
     """
     import torch
+
+    from .model import WorldModel
+    from .model.memory import page_bytes
+
+    loaded = random_checkpoint(preset, device, **changes)
+    budget = (latents + 8 * loaded.config.chunk) * page_bytes(loaded.config, dtype)
+    return WorldModel(loaded, torch.device(device), dtype, memory_budget=budget, host_budget=0)
+
+
+def random_checkpoint(preset: str, device: str, **changes: Any) -> Checkpoint:
+    """The weights of `random_model`."""
+    import torch
     from torch import nn
 
-    from .model import WorldModel, autoencoders
+    from .model import autoencoders
     from .model.checkpoint import Checkpoint
     from .model.config import preset as sizes
-    from .model.memory import page_bytes
     from .model.transformer import WorldTransformer
 
     config = sizes(preset).with_overrides(**changes)
@@ -61,9 +73,7 @@ def random_model(preset: str, device: str, dtype: torch.dtype, latents: int, **c
         nn.init.normal_(transformer.head.weight, std=config.width**-0.5)
         nn.init.normal_(cast(Any, transformer.action)[2].weight, std=config.width**-0.5)
     transformer.eval().requires_grad_(False).to(place)
-    loaded = Checkpoint(f"random {preset}", "0" * 64, config, transformer, autoencoders.place(autoencoder, place))
-    budget = (latents + 8 * config.chunk) * page_bytes(config, dtype)
-    return WorldModel(loaded, place, dtype, memory_budget=budget, host_budget=0)
+    return Checkpoint(f"random {preset}", "0" * 64, config, transformer, autoencoders.place(autoencoder, place))
 
 
 def random_fast_decoder(device: str, dtype: torch.dtype) -> TinyVideoDecoder:
@@ -85,15 +95,15 @@ def filled_session(model: WorldModel, latents: int) -> Session:
     session = model.start(0)
     session.origin = _poses(1)[0]
     count = latents - true
-    slots = pool.allocate(count)
-    for start in range(0, count, _AT_ONCE):
-        part = torch.from_numpy(slots[start : start + _AT_ONCE]).to(model.device)
+    for start in range(0, count, _AT_ONCE):  # in parts, so that the first may move to the host
+        slots = pool.allocate(min(_AT_ONCE, count - start), session.bank.last)
+        part = torch.from_numpy(slots).to(model.device)
         for layer in range(cfg.depth):
             shape = (len(part), cfg.heads, cfg.tokens, cfg.head_dim)
             keys, values = (torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2))
             means = keys.unflatten(2, (cfg.blocks_per_frame, -1)).mean(3, dtype=torch.float32)
             pool.write(layer, part, keys, values, means)
-    session.bank.append(slots, np.arange(count), np.repeat(_poses(1), count, 0))
+        session.bank.append(slots, np.arange(start, start + len(slots)), np.repeat(_poses(1), len(slots), 0))
     session.next_frame = count
     observe(session, true)
     return session

@@ -66,6 +66,9 @@ class Staging:
 
     Args:
         pool: Of the pages; its layout says how many stages there are and how large they are.
+
+    Attributes:
+        ahead: Whether layers that share stages have blocks copied before their lists are known.
     """
 
     def __init__(self, pool: PagePool) -> None:
@@ -78,6 +81,7 @@ class Staging:
             # The last block of a frame has fewer real keys. Sizes are the same for all heads, so it has its own places.
             cut -= min(-(-cut // 4), pool.limit)
             self._parts = [_Part(0, blocks - 1, 0, cut), _Part(blocks - 1, blocks, cut, self.places)]
+        self.ahead = True
         self._fetched = torch.zeros((), dtype=torch.int64, device=pool.device)
         self._before = self._fetched.clone()
         self._keys: list[Tensor] = []
@@ -127,7 +131,7 @@ class Staging:
         """Begin to copy what a layer retrieved last time; call it when the layer before is about to be computed."""
         cfg = self.pool.config
         stage = layer % self.stages
-        if self.pool.host is None or self.stages in (1, cfg.depth) or layer >= cfg.depth:
+        if not self.ahead or self.pool.host is None or self.stages in (1, cfg.depth) or layer >= cfg.depth:
             return
         self._owner[stage] = layer
         if self._stream is None:

@@ -1,4 +1,4 @@
-"""`decmem bench cpu | growth | kernels | env | soak | renderer | load | wan`: speeds by their definitions."""
+"""`decmem bench cpu | growth | kernels | env | soak | renderer | load | wan | bank`: speeds by their definitions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ decmem bench soak --minutes 60 --json soak.json
 decmem bench renderer --device cuda
 decmem bench load --preset wan-1.3b --device cuda --dtype bfloat16
 decmem bench wan --device cuda --json wan.json      the full-size model, random weights
+decmem bench bank --device cuda --json bank.json    memory on the host and in 8 bits
 decmem bench kernels --json kernels.json  needs a CUDA device; checks every kernel before it is timed"""
 
 CPU_BAR = 4.0  # frames/s with a memory of 300 frames, two cores
@@ -24,6 +25,7 @@ VECTOR_BAR = 1500.0  # env steps/s, 64 worlds on a H200
 SOAK_BAR = 1.05  # the end of a long session over its beginning
 WAN_PARTS = ("protocol", "few", "growth", "dense", "layer", "profile")
 WAN_GROWTH_BAR, WAN_LAYER_BAR = 1.15, 1.25  # a chunk at 600 latents, a layer at 2,400, over one at 56
+BANK_PARTS = ("tiny", "layer", "ahead", "minute", "fork")
 LOAD_BAR = 10.0  # seconds for Wan-1.3B's fp32 file from a warm page cache
 RENDERER_BARS = {"cuda": 100_000.0, "cpu": 60.0}  # frames/s at 96x160, 2x2 samples
 
@@ -94,7 +96,19 @@ def add_parser(commands: Any) -> None:
         "--histories", type=positive, nargs="+", default=(56, 150, 600), metavar="N", help="latents (56 150 600)"
     )
     wan.set_defaults(run=run_wan)
-    for part in (cpu, growth, env, soak, renderer, kernels, load, wan):
+    bank = parts.add_parser("bank", help="memory on the host and in 8 bits", formatter_class=Formatter)
+    bank.add_argument("--device", default="auto")
+    bank.add_argument(
+        "--parts",
+        nargs="+",
+        choices=BANK_PARTS,
+        default=BANK_PARTS,
+        help="tiny: 100,000 blocks in 2 GiB; layer: 20,000 blocks of one Wan layer; ahead: copies beside computation;"
+        " minute: of Wan-1.3B in 8 bits; fork: 64 children (default: all)",
+    )
+    bank.add_argument("--debug", action="store_true", help="sizes of a test, without bars")
+    bank.set_defaults(run=run_bank)
+    for part in (cpu, growth, env, soak, renderer, kernels, load, wan, bank):
         part.add_argument("--json", type=Path, metavar="F", help="write the records here")
 
 
@@ -276,6 +290,13 @@ def run_wan(options: argparse.Namespace) -> int:
     if options.json is not None:
         print(options.json)
     return 0
+
+
+def run_bank(options: argparse.Namespace) -> int:
+    """Measure memory on the host and in 8 bits."""
+    from ..bank_results import measure
+
+    return measure(resolve_device(options.device), tuple(options.parts), options.debug, options.json)
 
 
 def run_kernels(options: argparse.Namespace) -> int:
