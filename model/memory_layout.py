@@ -2,7 +2,8 @@
 
 Without host memory and in full precision, all bytes of the budget are pages that attention reads in place. Otherwise
 part of the budget goes to what every remembered frame keeps on the device (mean keys and scales), to the stages into
-which retrieved blocks are copied, and a 32nd to the tables and the copies of the window.
+which retrieved blocks are copied, to one layer's mean keys (gathered where a history has gaps), and a 32nd to tables
+and copies of the window.
 """
 
 from __future__ import annotations
@@ -119,5 +120,6 @@ def divide(
     # One query block must fit whatever it lists; of padded frames a quarter of the places is for their last blocks.
     least = min(config.top_k * (4 if config.padding else 1), most)
     blocks = max(min(wanted, room // (stages * block)), least)
-    reserved = int(budget * _SPARE) + stages * blocks * block + host_pages * kept
-    return Layout(max(0, budget - reserved) // (page + kept), host_pages, stages, blocks, reserved)
+    gathered = kept // config.depth
+    reserved = int(budget * _SPARE) + stages * blocks * block + host_pages * (kept + gathered)
+    return Layout(max(0, budget - reserved) // (page + kept + gathered), host_pages, stages, blocks, reserved)

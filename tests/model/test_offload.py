@@ -22,10 +22,10 @@ def make(budget=64 << 20, memory_dtype=None, host=0, **changes) -> WorldModel:
     return WorldModel(random_checkpoint(**changes), CPU, torch.float32, budget, memory_dtype, host)
 
 
-def budget_of(cfg, frames, host, memory_dtype=None) -> int:
+def budget_of(cfg, frames, host, memory_dtype=None, dtype=torch.float32) -> int:
     """The least budget with so many frames on the device."""
     budgets = range(1 << 18, 64 << 20, 1 << 15)
-    return next(b for b in budgets if divide(cfg, torch.float32, memory_dtype, b, host, True).pages >= frames)
+    return next(b for b in budgets if divide(cfg, dtype, memory_dtype, b, host, True).pages >= frames)
 
 
 def small(host=256 << 20, frames=30, memory_dtype=None, **changes) -> WorldModel:
@@ -121,7 +121,8 @@ def test_a_host_budget_is_counted_on_the_device():
     block = 2 * cfg.heads * cfg.block_tokens * cfg.head_dim * 2
     stages = layout.stages * layout.stage_blocks * block
     assert layout.stages == cfg.depth
-    assert layout.pages * page + (layout.pages + layout.host_pages) * kept + stages <= budget * 31 / 32
+    frames = layout.pages + layout.host_pages
+    assert layout.pages * page + frames * (kept + kept // cfg.depth) + stages <= budget * 31 / 32
     wan = divide(wan_1_3b(), torch.bfloat16, None, 16 << 30, 1 << 40, True)
     assert wan.stages == 2 and wan.stage_blocks >= 4 * wan_1_3b().top_k
     assert divide(cfg, torch.float16, None, budget, 0, False).reserved == 0
