@@ -124,7 +124,9 @@ def step_growth(
     short, long = sorted(frames)
     size = page_bytes(WorldModel.from_pretrained(checkpoint).config, torch.float32)
     # Twice what is needed, so that both tables lie without gaps.
-    model = WorldModel.from_pretrained(checkpoint, device=device, memory_budget=2 * (short + long + 64) * size)
+    model = WorldModel.from_pretrained(
+        checkpoint, device=device, memory_budget=2 * (short + long + 64) * size, host_budget=0
+    )
     calls = [_stepper(model, filled_session(model, count, seed)) for seed, count in enumerate((long, short))]
     return {**paired(calls[1], calls[0], pairs), "frames": [short, long], "pairs": pairs, "threads": threads}
 

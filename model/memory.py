@@ -5,6 +5,9 @@ retrieval scores). Pages are written once, when a frame is committed, and never 
 share them by counting references. Pages lie head after head and block after block, so that attention gathers runs of
 memory and reads the pool itself as its keys, addressed by the lists.
 
+With 8-bit storage, and once frames have moved to host memory, attention reads copies of the listed blocks instead
+(`staging`); mean keys stay on the device for ever.
+
 Keys live in the frame of the session's first pose (`translation_scale` blocks a unit). Moving that origin while
 walking far away (which 16-bit keys would need) is not done here.
 
@@ -15,27 +18,21 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from .config import ModelConfig
+from .memory_layout import default_budget, default_host_budget, divide, frame_bytes, page_bytes
+from .page_store import Pages, PageStore, Slots
+from .staging import Staging
 
-Slots = NDArray[np.int64]
-CPU_BUDGET = 2 << 30
-CUDA_BUDGET = 8 << 30
-_FIRST_CUDA_PAGES = 256
+__all__ = ["MemoryBank", "PagePool", "Pages", "Slots", "Spillable", "page_bytes"]
 
-
-class Pages(NamedTuple):
-    """Copies of n pages: keys and values [layers, H, n, N, D], mean keys fp32 [layers, H, n, M, D]."""
-
-    keys: Tensor
-    values: Tensor
-    pooled: Tensor
+MEMORY_DTYPES = (None, "int8")
+_MOVED_AT_ONCE = 32 << 20  # bytes; pages move to the host some at a time
 
 
 class Spillable(Protocol):
@@ -45,132 +42,74 @@ class Spillable(Protocol):
         """Copy the pages elsewhere and release them."""
 
 
-def page_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of one latent frame in memory, all layers."""
-    row = config.depth * config.heads * config.head_dim
-    return row * (2 * config.tokens * dtype.itemsize + 4 * config.blocks_per_frame)
-
-
-class PagePool:
+class PagePool(PageStore):
     """All pages of one model.
 
-    On the CPU the whole budget is reserved as virtual memory, which costs nothing until a page is written; on CUDA the
-    pool doubles up to the budget. When the budget is used up, snapshots move to host memory outside of it, then the
-    oldest frame that is in no session's window is forgotten (`MemoryBank.evicted` counts it).
+    The whole budget is reserved at once and nothing is copied as memory grows: on the CPU it is virtual memory, which
+    costs nothing until a page is written; on CUDA it is taken from the device. When all device pages are used, the
+    oldest frames outside of all windows move to host memory. When that is full too (on the CPU there is none),
+    snapshots move to host memory outside of any budget, then the oldest frame that is in no session's window is
+    forgotten (`MemoryBank.evicted` counts it).
 
     Args:
         config: Sizes.
         device: Of the pages.
-        dtype: Of keys and values.
-        budget: Bytes, None for 2 GiB on the CPU and 8 GiB on CUDA.
+        dtype: Of the products, and of keys and values unless `memory_dtype` says otherwise.
+        budget: Bytes on the device, None for 2 GiB on the CPU and 8 GiB (at most half of what is free) on CUDA.
+        memory_dtype: `int8` to store keys and values in 8 bits, with a scale for each head and block.
+        host_budget: Bytes in host memory, None for half of the free RAM on CUDA and none on the CPU.
 
     Raises:
-        ValueError: The budget holds less than one session needs.
+        ValueError: The budget holds less than one session needs, or is more than the device has; unknown memory_dtype.
     """
 
     def __init__(
-        self, config: ModelConfig, device: torch.device, dtype: torch.dtype, budget: int | None = None
+        self,
+        config: ModelConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        budget: int | None = None,
+        memory_dtype: str | None = None,
+        host_budget: int | None = None,
     ) -> None:
-        if budget is None:
-            budget = CUDA_BUDGET if device.type == "cuda" else CPU_BUDGET
-        self.config, self.device, self.dtype, self.budget = config, device, dtype, int(budget)
-        self.page_bytes = page_bytes(config, dtype)
-        self.limit = self.budget // self.page_bytes
+        if memory_dtype not in MEMORY_DTYPES:
+            raise ValueError(f"memory_dtype is {memory_dtype!r}: expected None or 'int8'")
+        self.budget = default_budget(device) if budget is None else int(budget)
+        host = default_host_budget(device) if host_budget is None else int(host_budget)
+        layout = divide(config, dtype, memory_dtype, self.budget, host, host_budget is not None)
+        self.page_bytes = page_bytes(config, dtype, memory_dtype)
+        self.host_page_bytes = frame_bytes(config, dtype, memory_dtype).page
         needed = config.window + 4 * config.chunk
-        if self.limit < needed:
+        if layout.pages < needed and host_budget is None:  # too little to serve frames on the host as well
+            layout = divide(config, dtype, memory_dtype, self.budget, 0, False)
+        if layout.pages < needed:
             raise ValueError(
-                f"memory_budget of {self.budget:,} bytes holds {self.limit} frames: give at least "
+                f"memory_budget of {self.budget:,} bytes holds {layout.pages} frames: give at least "
                 f"{needed * self.page_bytes:,} ({needed} frames of {self.page_bytes:,} bytes)"
+                + (f", and {layout.reserved:,} for stages and frames on the host" if layout.reserved else "")
             )
+        try:
+            super().__init__(config, device, dtype, memory_dtype, layout)
+        except torch.cuda.OutOfMemoryError:
+            free, total = torch.cuda.mem_get_info(device)
+            raise ValueError(
+                f"memory_budget of {self.budget:,} bytes is more than {device} has ({free:,} of {total:,} bytes are "
+                "free): give WorldModel.from_pretrained a smaller one, or memory_dtype='int8'"
+            ) from None
         self.lock = threading.RLock()
-        self.capacity = 0
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
-        self._pooled: list[Tensor] = []
-        self._references = np.zeros(0, np.int64)
-        self._born = np.zeros(0, np.int64)
+        self._references = np.zeros(self.limit, np.int64)
+        self._born = np.zeros(self.limit, np.int64)
+        self._settled = np.zeros(self.limit, bool)  # in a table, so that the page may move
         self._clock = 0
         self._scratch: list[int] = []
         self._banks: weakref.WeakSet[MemoryBank] = weakref.WeakSet()
         self._spillable: weakref.WeakSet[Spillable] = weakref.WeakSet()
-        self._grow(self.limit if device.type == "cpu" else min(self.limit, max(needed, _FIRST_CUDA_PAGES)))
-
-    def _grow(self, capacity: int) -> None:
-        cfg, old = self.config, self.capacity
-        for held, rows, dtype in (
-            (self._keys, cfg.tokens, self.dtype),
-            (self._values, cfg.tokens, self.dtype),
-            (self._pooled, cfg.blocks_per_frame, torch.float32),
-        ):
-            for layer in range(cfg.depth):
-                fresh = torch.empty((cfg.heads, capacity, rows, cfg.head_dim), dtype=dtype, device=self.device)
-                if old:
-                    fresh[:, :old] = held[layer]
-                    held[layer] = fresh
-                else:
-                    held.append(fresh)
-        self._references = np.append(self._references, np.zeros(capacity - old, np.int64))
-        self._born = np.append(self._born, np.zeros(capacity - old, np.int64))
-        self.capacity = capacity
+        self.staging = Staging(self)
 
     @property
     def used(self) -> int:
         """Pages in use."""
         return int(np.count_nonzero(self._references))
-
-    def keys(self, layer: int) -> tuple[Tensor, Tensor]:
-        """All keys and values of a layer, each a view [1, H, capacity * N, D]."""
-        return self._keys[layer].flatten(1, 2)[None], self._values[layer].flatten(1, 2)[None]
-
-    def pages(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """All of a layer, page by page: keys and values [H, capacity, N, D], mean keys [H, capacity, M, D]."""
-        return self._keys[layer], self._values[layer], self._pooled[layer]
-
-    def pooled(self, layer: int, rows: Tensor | slice) -> Tensor:
-        """Mean keys of tables of slots.
-
-        Args:
-            layer: Which.
-            rows: int64 [B, n] slots on the pool's device, or a slice where there is one table without gaps.
-
-        Returns:
-            fp32 [B, H, n * M, D].
-        """
-        held = self._pooled[layer]
-        if isinstance(rows, slice):
-            return held[:, rows].flatten(1, 2)[None]
-        heads, _, blocks, channels = held.shape
-        taken = held.index_select(1, rows.flatten()).view(heads, len(rows), -1, channels)
-        return taken.transpose(0, 1)
-
-    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor, pooled: Tensor) -> None:
-        """Store frames.
-
-        Args:
-            layer: Which.
-            slots: int64 [n].
-            keys: [n, H, N, D].
-            values: [n, H, N, D].
-            pooled: fp32 [n, H, M, D].
-        """
-        for held, fresh in ((self._keys, keys), (self._values, values), (self._pooled, pooled)):
-            held[layer].index_copy_(1, slots, fresh.transpose(0, 1).to(held[layer].dtype))
-
-    def copy_out(self, slots: Slots) -> Pages:
-        """Copy pages to the CPU."""
-        index = torch.as_tensor(slots, device=self.device)
-        parts = (torch.stack([t.index_select(1, index).cpu() for t in held]) for held in self._tensors())
-        return Pages(*parts)
-
-    def copy_in(self, slots: Slots, pages: Pages) -> None:
-        """Write copied pages into allocated slots."""
-        index = torch.as_tensor(slots, device=self.device)
-        for held, fresh in zip(self._tensors(), pages, strict=True):
-            for layer, tensor in enumerate(held):
-                tensor.index_copy_(1, index, fresh[layer].to(self.device))
-
-    def _tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        return self._keys, self._values, self._pooled
 
     def allocate(self, count: int, after: int | None = None) -> Slots:
         """Reserve pages, if possible right behind slot `after` (tables without gaps need no gathering).
@@ -180,19 +119,31 @@ class PagePool:
         """
         self._make_room(count)
         slots = np.empty(count, np.int64)
+        bound = self._bound()
         for i in range(count):
-            follows = after is not None and after + 1 < self.capacity and not self._references[after + 1]
-            after = after + 1 if follows and after is not None else self._start_of_run()
+            follows = after is not None and after + 1 < bound and not self._references[after + 1]
+            after = after + 1 if follows and after is not None else self._start_of_run(bound)
             slots[i] = after
-            self._references[after] = 1
+            self._take(after)
             self._clock += 1
             self._born[after] = self._clock
+            bound = self._bound() if self._references[:bound].all() else bound
+        self.staging.forget(slots)
         return slots
 
-    def _start_of_run(self) -> int:
+    def _take(self, slot: int) -> None:
+        self._references[slot] = 1
+        self._settled[slot] = False
+        self.places.take(slot)
+
+    def _bound(self) -> int:
+        """Slots to choose from: those with a device page of their number, while there are any."""
+        return self.limit if self._references[: self.capacity].all() else self.capacity
+
+    def _start_of_run(self, bound: int) -> int:
         """A free slot with room behind it: the middle of the largest gap (sessions then rarely meet)."""
-        taken = np.flatnonzero(self._references)
-        edges = np.concatenate([[-1], taken, [self.capacity]])
+        taken = np.flatnonzero(self._references[:bound])
+        edges = np.concatenate([[-1], taken, [bound]])
         gaps = np.diff(edges) - 1
         widest = int(gaps.argmax())
         first = int(edges[widest]) + 1
@@ -200,12 +151,16 @@ class PagePool:
 
     def scratch(self, count: int) -> Slots:
         """Slots for frames that are being denoised; the same ones in every step, never part of a history."""
+        if self.memory_dtype is not None:  # never stored
+            return np.arange(self.limit, self.limit + count)
         missing = count - len(self._scratch)
         if missing > 0:
             self._make_room(missing)
-            fresh = np.flatnonzero(self._references == 0)[-missing:]
-            self._references[fresh] = 1
-            self._scratch.extend(int(slot) for slot in fresh)
+            for _ in range(missing):
+                slot = int(np.flatnonzero(self._references[: self._bound()] == 0)[-1])
+                self._take(slot)
+                self._scratch.append(slot)
+            self._scratch.sort()
         return np.array(self._scratch[:count], np.int64)
 
     def retain(self, slots: Slots) -> None:
@@ -215,6 +170,14 @@ class PagePool:
     def release(self, slots: Slots) -> None:
         """Count one holder less; pages without holders are free."""
         self._references[slots] -= 1
+        gone = slots[self._references[slots] == 0]
+        if len(gone):
+            self._settled[gone] = False
+            self.leave(gone)
+
+    def settle(self, slots: Slots) -> None:
+        """The frames are written and in a table: their pages may move to the host."""
+        self._settled[slots] = True
 
     def register(self, bank: MemoryBank) -> None:
         """Make a session's table known, so that its oldest frames can be forgotten."""
@@ -225,31 +188,47 @@ class PagePool:
         self._spillable.add(holder)
 
     def _make_room(self, count: int) -> None:
-        while self.capacity - self.used < count and self.capacity < self.limit:
-            self._grow(min(2 * self.capacity, self.limit))
-        if self.capacity - self.used < count:
+        if self.limit - self.used < count:
             for holder in list(self._spillable):
                 holder.spill()
-        while self.capacity - self.used < count:
+        while self.limit - self.used < count:
             banks = list(self._banks)
             anchored = self._anchored(banks)
             candidates = [slot for bank in banks for slot in bank.forgettable() if slot not in anchored]
             if not candidates:
-                raise MemoryError(
-                    f"memory_budget of {self.budget:,} bytes ({self.limit} frames) is full with the windows of "
-                    f"{len(banks)} sessions: close some, or give WorldModel.from_pretrained a larger memory_budget"
-                )
+                raise self._full()
             oldest = min(candidates, key=lambda slot: int(self._born[slot]))
             for bank in banks:
                 bank.forget(int(oldest))
+        if self.places.free < count:
+            self._offload(count - self.places.free)
+
+    def _full(self) -> MemoryError:
+        return MemoryError(
+            f"memory_budget of {self.budget:,} bytes ({self.capacity} frames) is full with the windows of "
+            f"{len(self._banks)} sessions: close some, or give WorldModel.from_pretrained a larger memory_budget"
+        )
+
+    def _offload(self, count: int) -> None:
+        """Move the oldest pages outside of all windows to the host, some more than needed."""
+        may = self._settled & (self.places.of >= 0)
+        may[list(self._anchored(list(self._banks)))] = False
+        slots = np.flatnonzero(may)
+        if len(slots) < count or self.host is None:
+            raise self._full()
+        spare = self.limit - self.used - count
+        more = max(count, min(_MOVED_AT_ONCE // self.host_page_bytes, self.capacity // 16, count + spare))
+        for slot in slots[np.argsort(self._born[slots])][:more]:
+            self.move_to_host(int(slot))
 
     def _anchored(self, banks: list[MemoryBank]) -> set[int]:
         """Pages in the window of any session, which must stay."""
         return {int(slot) for bank in banks for slot in bank.anchors()}
 
-    def room(self) -> int:
-        """Pages that `allocate` can provide, counting those it may forget."""
-        return self.limit - len(self._anchored(list(self._banks))) - len(self._scratch)
+    def room(self, at_once: bool = True) -> int:
+        """Pages that `allocate` can provide, counting those it may move or forget; at once, or one after the other."""
+        most = self.capacity if at_once else self.limit
+        return most - len(self._anchored(list(self._banks))) - len(self._scratch)
 
 
 class MemoryBank:
@@ -281,11 +260,17 @@ class MemoryBank:
         """Page of the newest frame."""
         return int(self.slots[-1]) if len(self.slots) else None
 
+    @property
+    def on_host(self) -> int:
+        """Frames whose keys and values are in host memory."""
+        return int(np.count_nonzero(self.pool.places.of[self.slots] < 0))
+
     def append(self, slots: Slots, frame_index: NDArray[np.int64], poses: NDArray[np.float64]) -> None:
         """Add committed frames; the bank takes over their references."""
         self.slots = np.concatenate([self.slots, slots])
         self.frame_index = np.concatenate([self.frame_index, frame_index])
         self.poses = np.concatenate([self.poses, poses])
+        self.pool.settle(slots)
 
     def fork(self) -> MemoryBank:
         """A second table over the same pages."""

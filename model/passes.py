@@ -12,6 +12,7 @@ from torch import Tensor
 from .attention import BlockLists, block_table
 from .config import ModelConfig
 from .memory import PagePool, Slots
+from .staging import Working, working_set
 
 MODES = ("memory", "dense", "decay", "off", "window")
 LARGE_FRAME = 320  # tokens; local attention over larger frames goes by dense kernels or in tiles
@@ -56,7 +57,7 @@ class Plan(NamedTuple):
     """One pass.
 
     Attributes:
-        slots: int64 [B * F], pages that the pass writes.
+        slots: int64 [B * F], pages that the pass writes: of the pool, or of the working set.
         lists: For all its frames.
         frames: Frames of the pass, F.
         output: Index of the first frame whose output is wanted (the noisy ones).
@@ -64,6 +65,7 @@ class Plan(NamedTuple):
         history: Rows of the block tables: a slice of slots, or int64 [B, n]; None without history.
         table: First pool block of a slice, or int32 [B, n * M].
         top_k: Blocks to retrieve.
+        working: Frames to copy, where the pool cannot be read in place (then pages are those of this set); else None.
     """
 
     slots: Tensor
@@ -74,6 +76,7 @@ class Plan(NamedTuple):
     history: Tensor | slice | None
     table: Tensor | int
     top_k: int
+    working: Working | None
 
 
 @lru_cache(maxsize=32)
@@ -177,6 +180,10 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
         limits.append(limit)
         firsts.append(first)
         written.append(np.concatenate([row.history[base:], *row.noisy]))
+    working, slots = None, np.concatenate(written)
+    if not pool.direct(np.concatenate([slots, *(row.history for row in rows)])):
+        committed = np.concatenate([row.history[len(row.history) - row.commit :] for row in rows])
+        working, slots = working_set(pool, local + (distant if mode == "decay" else []), slots, committed)
     limit_BF, first_BF = np.array(limits), np.array(firsts)
     output = rows[0].commit if rows[0].noisy else limit_BF.shape[1]
     output_lists = None
@@ -189,8 +196,8 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
         else _lists(config, local, distant, limit_BF, first_BF, mode, device)
     )
     history, table = _history(pool, rows, config.blocks_per_frame) if lists.limit is not None else (None, 0)
-    slots = torch.from_numpy(np.concatenate(written)).to(device)
-    return Plan(slots, lists, limit_BF.shape[1], output, output_lists, history, table, top_k)
+    placed = torch.from_numpy(slots).to(device)
+    return Plan(placed, lists, limit_BF.shape[1], output, output_lists, history, table, top_k, working)
 
 
 def _history(pool: PagePool, rows: list[Row], blocks: int) -> tuple[Tensor | slice, Tensor | int]:

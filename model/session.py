@@ -266,12 +266,15 @@ class Session:
     def stats(self) -> dict[str, Any]:
         """Facts about this session: memory, budget, timing, checkpoint."""
         model = self.model
-        frames = len(self.bank)
+        frames, far, memory = len(self.bank), self.bank.on_host, model.pool
         return {
             "frame_index": self.next_frame - 1,
             "memory_frames": frames + (0 if self.pending is None else len(self.pending.frame_index)),
-            "memory_bytes": frames * model.pool.page_bytes,
-            "memory_budget": model.pool.budget,
+            "memory_bytes": frames * memory.page_bytes - far * memory.host_page_bytes,
+            "memory_budget": memory.budget,
+            "host_frames": far,
+            "host_bytes": far * memory.host_page_bytes,
+            "fetched_bytes": memory.staging.fetched_bytes(),
             "evicted_frames": self.bank.evicted,
             "retrieved_lists": self.last_lists,
             "step_ms": self.step_ms,

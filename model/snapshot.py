@@ -113,7 +113,7 @@ class Snapshot:
         """
         for key, have, mend in (
             ("checkpoint_sha256", model.sha256, f"load checkpoint {self.facts['checkpoint']!r} as it was then"),
-            ("kernel", model.kernel, "load the model on the same device and with the same dtype"),
+            ("kernel", model.kernel, "load the model on the same device, with the same dtype and memory_dtype"),
         ):
             if self.facts[key] != have:
                 raise SnapshotError(f"snapshot has {key} {self.facts[key]}, this model {have}: {mend}")
@@ -125,15 +125,19 @@ class Snapshot:
                 model.pool.retain(self._slots)
                 bank.append(self._slots, index, poses)
             elif len(index):
-                if len(index) > model.pool.room():
+                if len(index) > model.pool.room(at_once=False):
                     raise SnapshotError(
-                        f"snapshot holds {len(index)} frames, memory_budget has room for {model.pool.room()}: give "
+                        f"snapshot holds {len(index)} frames, memory_budget has room for "
+                        f"{model.pool.room(at_once=False)}: give "
                         f"WorldModel.from_pretrained memory_budget >= {len(index) * model.pool.page_bytes * 2:,}"
                     )
-                pages = self.pages()
-                slots = model.pool.allocate(len(index))
-                model.pool.copy_in(slots, pages)
-                bank.append(slots, index, poses)
+                done, last = 0, None
+                while done < len(index):
+                    slots = model.pool.allocate(min(model.pool.room(), len(index) - done), last)
+                    part, last = slice(done, done + len(slots)), int(slots[-1])
+                    model.pool.copy_in(slots, self.pages().part(part))
+                    bank.append(slots, index[part], poses[part])
+                    done += len(slots)
             bank.evicted = self.facts["evicted"]
             session.forks, session.next_frame = self.facts["forks"], self.facts["next_frame"]
             session.generator.set_state(arrays["generator"])
@@ -159,7 +163,11 @@ class Snapshot:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in self.arrays.items()}
-        tensors |= {f"pages_{name}": tensor.contiguous() for name, tensor in self.pages()._asdict().items()}
+        tensors |= {
+            f"pages_{name}": tensor.contiguous()
+            for name, tensor in self.pages()._asdict().items()
+            if tensor is not None
+        }
         handle, fresh = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
         os.close(handle)
         try:
@@ -194,5 +202,5 @@ class Snapshot:
                 f"{path} has snapshot version {facts['version']}, this program reads {VERSION}: use the decmem-env "
                 "that wrote it"
             )
-        pages = Pages(*(tensors.pop(f"pages_{name}") for name in Pages._fields))
+        pages = Pages(*(tensors.pop(f"pages_{name}", None) for name in Pages._fields))
         return cls(facts, tensors, pages)

@@ -36,6 +36,7 @@ from .memory import PagePool
 from .passes import Lists, Plan, local_tiles
 from .pointwise import Encoded, Pointwise
 from .position import FrameMatrices, Positions, frame_matrices, patch_tables
+from .staged_attention import Window, attend_copies
 from .transformer import Block, WorldTransformer
 
 # Factor on the logits of tokens before the window in the mode `decay`, after UltraViCo (arXiv 2511.20123), which scales
@@ -159,6 +160,10 @@ class Streamer:
         vectors, head = self._modulation(times)
         x = self.model.tokens(latents, actions, keep).float()
         last = len(self.layers) - 1
+        if plan.working is not None:
+            if self.watcher is not None:
+                raise ValueError("a session can be watched only with memory_dtype None and no frames on the host")
+            self.pool.staging.begin(plan.lists.limit is not None)
         for index, layer in enumerate(self.layers):
             start = plan.output if index == last else 0
             lists = forced[index] if forced is not None else None
@@ -184,12 +189,16 @@ class Streamer:
         """One block; frames before `start` only leave their keys and values (their output is not needed any more)."""
         cfg, pool, point = self.config, self.pool, self.point
         batch, frames, tokens, _ = x.shape
+        staging, pages = pool.staging, pool.pages(index)
+        if plan.working is not None:
+            if plan.lists.limit is not None:
+                staging.prefetch(index + 1)
+            pages = staging.window(index, plan.working)
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors
         mixed = F.linear(point.modulated(x, shift1, scale1, self.dtype), *layer.into).view(batch * frames, tokens, -1)
         if isinstance(where, Positions) and self.fused:
             query, key, _, cos, sin = (t.flatten(0, 1) for t in where)
             size, real = cfg.block_tokens, tokens - cfg.padding
-            pages = pool.pages(index)
             parts = mixed.view(batch, frames, tokens, -1)
             q, q_means = encode_pages(parts, layer.norm, query, key, cos, sin, pages, plan.slots, size, real)
         else:
@@ -197,8 +206,11 @@ class Streamer:
                 encoded = point.encode(mixed, layer.norm, where, cfg)
             else:
                 encoded = self._encode(mixed.float(), layer, where)
-            pool.write(index, plan.slots, encoded.k, encoded.v, encoded.k_means)
+            for held, fresh in zip(pages, (encoded.k, encoded.v, encoded.k_means), strict=True):
+                held.index_copy_(1, plan.slots, fresh.transpose(0, 1).to(held.dtype))
             q, q_means = (t.unflatten(0, (batch, frames)).transpose(1, 2) for t in (encoded.q, encoded.q_means))
+        if plan.working is not None:
+            staging.keep(index, plan.working, pages)
         if start == frames:
             return x
         q = q[:, :, start:].flatten(2, 3).to(self.dtype)
@@ -214,7 +226,7 @@ class Streamer:
                 chosen = BlockLists(*select_blocks(means, keys, plan.top_k, lists.limit, first=lists.first))
         if record is not None:
             record.append(self._wanted(chosen, plan, start))
-        local, retrieved = self._attend(index, q, lists, chosen, plan)
+        local, retrieved = self._attend(index, q, lists, chosen, plan, pages)
         gate = None
         if retrieved is not None:
             gate = mixed.view(batch, frames, tokens, -1)[:, start:, :, 3 * cfg.heads * cfg.head_dim :]
@@ -275,15 +287,21 @@ class Streamer:
         return torch.addcmul(out[:, :, 0], opened, out[:, :, 1])
 
     def _attend(
-        self, index: int, q: Tensor, lists: Lists, chosen: BlockLists | None, plan: Plan
+        self,
+        index: int,
+        q: Tensor,
+        lists: Lists,
+        chosen: BlockLists | None,
+        plan: Plan,
+        pages: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, Tensor | None]:
-        """Local (or only) branch and retrieved branch, each [B, H, kept * N, D]."""
+        """Local (or only) branch and retrieved branch, each [B, H, kept * N, D]; `pages` are those of the plan."""
         cfg, size = self.config, self.config.block_tokens
-        keys, values = self.pool.keys(index)
+        keys, values = (t.flatten(1, 2)[None] for t in pages[:2])
         query_tile, key_tile = local_tiles(cfg, self.pool.device)
 
         def sizes(tile: int) -> Tensor | None:
-            return key_sizes(cfg, self.pool.capacity, tile, self.pool.device)
+            return key_sizes(cfg, pages[0].shape[1], tile, self.pool.device)
 
         def options(part: Listed) -> dict[str, Any]:
             scale = part.factor * cfg.head_dim**-0.5
@@ -303,6 +321,10 @@ class Streamer:
         memory = None
         if chosen is not None:
             chosen = self._in_pool(chosen, plan)
+            if plan.working is not None and cfg.fusion == "union":
+                assert lists.blocks is not None
+                window = Window(keys, values, sizes(size), lists.blocks)
+                return attend_copies(self.pool.staging, index, q, chosen, window), None
             if cfg.fusion == "union":
                 assert lists.blocks is not None
                 chosen = union_lists(chosen, lists.blocks)
@@ -320,18 +342,20 @@ class Streamer:
             local = over(near)
         else:
             ways: dict[str, Callable[[], Tensor]] = {
-                "dense": partial(self._attend_pages, index, q, lists.pages),
+                "dense": partial(self._attend_pages, q, lists.pages, pages),
                 "lists": lambda: over(near),
             }
             local = fastest("window", (q.shape, lists.pages.shape), q.device, ways)()
+        if chosen is not None and plan.working is not None:
+            return local, attend_copies(self.pool.staging, index, q, chosen)
         return local, None if memory is None else over(memory)
 
-    def _attend_pages(self, index: int, q: Tensor, pages: Tensor) -> Tensor:
+    def _attend_pages(self, q: Tensor, pages: Tensor, held: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Local branch of large frames: every chunk of q [B, H, kept * N, D] to its pages, all of their real tokens."""
         batch = q.shape[0]
         q = q.unflatten(2, (len(pages) // batch, -1)).transpose(1, 2).flatten(0, 1)
         real = self.config.tokens - self.config.padding
-        keys, values, _ = self.pool.pages(index)
+        keys, values, _ = held
         parts = 1 if pages.shape[1] <= _PAGES_AT_ONCE else len(pages)
         found = [
             dense_attention(some, *gather_pages(keys, values, which, real))

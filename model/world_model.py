@@ -44,13 +44,19 @@ class WorldModel:
     """
 
     def __init__(
-        self, loaded: checkpoint.Checkpoint, device: torch.device, dtype: torch.dtype, memory_budget: int | None = None
+        self,
+        loaded: checkpoint.Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        memory_budget: int | None = None,
+        memory_dtype: str | None = None,
+        host_budget: int | None = None,
     ) -> None:
         self.config, self.name, self.sha256 = loaded.config, loaded.name, loaded.sha256
         self.transformer, self.autoencoder = loaded.transformer, loaded.autoencoder
         self.decoder: Decoder | None = None
         self.device, self.dtype = device, dtype
-        self.pool = PagePool(self.config, device, dtype, memory_budget)
+        self.pool = PagePool(self.config, device, dtype, memory_budget, memory_dtype, host_budget)
         self.lock = self.pool.lock
         self.streamer = Streamer(self.transformer, self.pool)
         if self.config.layout == "wan" and device.type == "cuda" and dtype != torch.float32:
@@ -60,6 +66,7 @@ class WorldModel:
         self.frames_per_step = self.config.chunk * self.config.frames_per_latent
         backend = "cpu" if device.type == "cpu" else "triton"
         self.kernel = f"{device.type}/{str(dtype).removeprefix('torch.')}/{backend}"
+        self.kernel += "" if memory_dtype is None else f"/{memory_dtype}"
         self._intrinsics = normalised_intrinsics(self.config.height, self.config.frame_width, self.config.vertical_fov)
 
     @classmethod
@@ -70,6 +77,8 @@ class WorldModel:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         memory_budget: int | None = None,
+        memory_dtype: str | None = None,
+        host_budget: int | None = None,
     ) -> WorldModel:
         """Load a model.
 
@@ -78,7 +87,13 @@ class WorldModel:
                 `wan-1.3b`, `wan-debug`.
             device: `cpu`, `cuda`, ...
             dtype: Of weights, keys and values: fp32 on the CPU, fp16 on CUDA by default.
-            memory_budget: Bytes of memory for all sessions; 2 GiB on the CPU and 8 GiB on CUDA by default.
+            memory_budget: Bytes of memory for all sessions; 2 GiB on the CPU and 8 GiB (at most half of
+                what is free) on CUDA by default. All of it is reserved at once.
+            memory_dtype: `int8` to keep the memory in 8 bits: half the bytes of fp16, for an error of about a hundredth
+                of keys and values.
+            host_budget: Bytes of host memory for frames that the device has no room for; by default half of the free
+                RAM on CUDA, none on the CPU. An explicit one may claim up to three quarters of `memory_budget` for what
+                serves those frames, the default at most a quarter.
 
         Raises:
             CheckpointError: No such checkpoint, or a damaged one.
@@ -91,7 +106,7 @@ class WorldModel:
             place = torch.device("cuda", torch.cuda.current_device())
         if dtype is None:
             dtype = torch.float16 if place.type == "cuda" else torch.float32
-        return cls(checkpoint.load(str(name), place), place, dtype, memory_budget)
+        return cls(checkpoint.load(str(name), place), place, dtype, memory_budget, memory_dtype, host_budget)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the checkpoint, weights in fp16; all of it or nothing."""
@@ -177,6 +192,7 @@ class WorldModel:
             groups[session.settings, session.pending is None].append(i)
         frames = None
         with self.lock:
+            self.pool.staging.mark()
             for (settings, _), rows in groups.items():
                 self._generate([sessions[i] for i in rows], actions[rows], poses[rows], settings)
             if decode:

@@ -44,7 +44,7 @@ def encode_pages(
         key: fp32 ``[B * F, 4, 4]``, that for k and v.
         cos: fp32 ``[B * F, N, R]`` of the rotary angles of the last ``2 * R`` channels; the others are the camera's.
         sin: like ``cos``.
-        pages: keys and values ``[H, capacity, N, D]``, mean keys fp32 ``[H, capacity, M, D]``: written.
+        pages: keys and values ``[H, capacity, N, D]``, mean keys fp32 ``[H, capacity or more, M, D]``: written.
         slots: int64 ``[B * F]``, the page of each frame.
         block: tokens of a block; ``N = M * block``.
         real: tokens of a frame that count in means; the rest is padding at its end.

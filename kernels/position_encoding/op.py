@@ -48,7 +48,7 @@ def _norm_kernel(x_ptr, out_ptr, rows, stride, INNER: tl.constexpr, PAD: tl.cons
 @triton.jit
 def _encode_kernel(
     x_ptr, inverse_ptr, norm_ptr, matrix_ptr, cos_ptr, sin_ptr, slots_ptr, out_ptr, means_ptr,
-    stride, heads, frames, tokens, real, pages,
+    stride, heads, frames, tokens, real, pages, mean_pages,
     D: tl.constexpr, CAMERA: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
     ROTATE: tl.constexpr, PAGED: tl.constexpr,
 ):  # fmt: skip
@@ -59,9 +59,11 @@ def _encode_kernel(
     pair = tl.arange(0, D // 2)
     is_camera = (groups < CAMERA // 4)[None, :]
     if PAGED:  # the frame's page in the memory
-        place = head.to(tl.int64) * pages + tl.load(slots_ptr + frame).to(tl.int64)
+        page = tl.load(slots_ptr + frame).to(tl.int64)
+        place, mean_place = head.to(tl.int64) * pages + page, head.to(tl.int64) * mean_pages + page
     else:  # frame after frame of the head of the row
         place = (frame // frames * heads + head) * frames + frame % frames
+        mean_place = place
     matrix = matrix_ptr + frame * 16
     angles: tl.constexpr = (D - CAMERA) // 2
     total = tl.zeros((D,), tl.float32)
@@ -94,7 +96,7 @@ def _encode_kernel(
             total += tl.sum(tl.where(live & (token < real)[:, None], result, 0.0), 0)
     if ROTATE:
         count = tl.minimum(BLOCK, real - part * BLOCK)
-        tl.store(means_ptr + (place * blocks + part) * D + c, total / count)
+        tl.store(means_ptr + (mean_place * blocks + part) * D + c, total / count)
 
 
 def encode(
@@ -123,7 +125,7 @@ def encode(
     _norm_kernel[(rows, 2)](mixed, inverse, rows, stride, INNER=inner, PAD=triton.next_power_of_2(inner))
     scales = norm.view(2, inner)
     grid = (batch * frames * (tokens // block), heads)
-    sizes = (stride, heads, frames, tokens, real, capacity)
+    sizes = (stride, heads, frames, tokens, real, capacity, pooled.shape[1])
     shape = {"D": dim, "CAMERA": dim - 2 * cos.shape[-1], "BLOCK": block, "TOKENS": _TOKENS}
     for i, (matrix, out, means) in enumerate(((query, q, q_means), (key, keys, pooled), (key, values, pooled))):
         _encode_kernel[grid](

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from decmem_env.model import WorldModel
-from decmem_env.model.memory import PagePool
 
 from .conftest import make_walk, random_checkpoint
 from .test_sessions import begin, play
@@ -38,12 +37,27 @@ def test_batches_forks_and_snapshots():
     assert np.array_equal(*runs)
 
 
-def test_the_pool_grows_as_sessions_do(monkeypatch):
-    monkeypatch.setattr("decmem_env.model.memory._FIRST_CUDA_PAGES", 16)
-    model = WorldModel.from_pretrained("debug", device="cuda", memory_budget=64 << 20)
-    first = model.pool.capacity
-    walk = make_walk(60)
-    session = begin(model, walk, 1, context=40)
-    play(model, session, walk, 40, 60)
-    assert isinstance(model.pool, PagePool) and model.pool.capacity > first
-    assert session.stats["evicted_frames"] == 0
+def test_the_budget_is_reserved_and_holds():
+    before = torch.cuda.memory_allocated()
+    budget = 256 << 20
+    model = WorldModel.from_pretrained("debug", device="cuda", memory_budget=budget)
+    weights = sum(p.numel() * p.element_size() for m in (model.transformer, model.autoencoder) for p in m.parameters())
+    assert torch.cuda.memory_allocated() - before <= budget + 2 * weights + (1 << 20)
+    with pytest.raises(ValueError, match="more than cuda"):
+        WorldModel.from_pretrained("debug", device="cuda", memory_budget=1 << 45, host_budget=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "memory_dtype"), [(torch.float32, None), (torch.float16, None), (torch.float16, "int8")]
+)
+def test_frames_on_the_host_change_nothing(dtype, memory_dtype):
+    walk, runs = make_walk(80), []
+    for budget, host in ((256 << 20, 0), (10 << 20, 1 << 30)):
+        loaded = random_checkpoint()
+        loaded.transformer.to("cuda"), loaded.autoencoder.to("cuda")
+        model = WorldModel(loaded, torch.device("cuda"), dtype, budget, memory_dtype, host)
+        session = begin(model, walk, 1, context=60)
+        runs.append(play(model, session, walk, 60, 80).astype(int))
+    assert session.stats["host_frames"] > 20 and session.stats["evicted_frames"] == 0
+    assert abs(runs[0][0] - runs[1][0]).max() <= (1 if dtype == torch.float32 else 12)
+    assert (abs(runs[0] - runs[1]) <= 2).mean() > 0.99

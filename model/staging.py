@@ -1,0 +1,270 @@
+"""Copies of what a pass reads, for memory that attention cannot read in place: in 8 bits, or partly on the host.
+
+The frames that local attention sees are copied whole, with room for those that the pass writes. Retrieved blocks are
+copied into a stage, once however many queries chose them, and the lists then name places in the stage. A stage
+remembers what it holds. Where every layer has its own, only blocks that the last passes did not retrieve are copied;
+those used longest ago make room. Where layers share two stages, the blocks that a layer retrieved in the last pass are
+copied while the layer before it computes (on CUDA, by a second stream), and once its lists are known what is missing.
+The CPU never learns the lists, so nothing waits for it, unless a stage might be too small for them.
+
+Shapes: L layers, B rows, Q query blocks, H heads, S places of a stage, N tokens of a frame, M blocks of a frame, D head
+channels, F frame slots.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.gather_blocks import gather_blocks
+from .attention import BlockLists
+
+if TYPE_CHECKING:
+    from .memory import PagePool, Slots
+
+_PROGRAMS_BESIDE = 32  # of a copy that runs beside the layer before
+
+
+class Working(NamedTuple):
+    """Frames that the local attention of a pass sees; a frame's place is where it comes in this order.
+
+    Attributes:
+        blocks: int32 [1, frames * M], their blocks in memory; -1 for frames that the pass writes.
+        places: int64 [n], of the frames that the pass commits.
+        slots: int64 [n], of the same frames in memory.
+    """
+
+    blocks: Tensor
+    places: Tensor
+    slots: Tensor
+
+
+class Staged(NamedTuple):
+    """Copied blocks: keys and values [1, H, S * block, D], the lists that name them, real keys of each place."""
+
+    keys: Tensor
+    values: Tensor
+    lists: BlockLists
+    sizes: Tensor | None
+
+
+class _Part(NamedTuple):
+    """Blocks `first` to `last` - 1 of every frame have the places `start` to `stop` - 1 of a stage."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+
+
+class Staging:
+    """The stages of a pool.
+
+    Args:
+        pool: Of the pages; its layout says how many stages there are and how large they are.
+    """
+
+    def __init__(self, pool: PagePool) -> None:
+        cfg, layout = pool.config, pool.layout
+        self.pool: PagePool = weakref.proxy(pool)  # it owns this
+        self.stages, self.places = layout.stages, layout.stage_blocks
+        blocks, cut = cfg.blocks_per_frame, self.places
+        self._parts = [_Part(0, blocks, 0, cut)]
+        if cfg.padding:
+            # The last block of a frame has fewer real keys. Sizes are the same for all heads, so it has its own places.
+            cut -= min(-(-cut // 4), pool.limit)
+            self._parts = [_Part(0, blocks - 1, 0, cut), _Part(blocks - 1, blocks, cut, self.places)]
+        self._fetched = torch.zeros((), dtype=torch.int64, device=pool.device)
+        self._before = self._fetched.clone()
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._held = self._used = torch.zeros(0)
+        self._owner: list[int] = []
+        self._clock = 0
+        self._sizes: Tensor | None = None
+        self._stream: torch.cuda.Stream | None = None
+        self._ready: dict[int, torch.cuda.Event] = {}
+
+    def _open(self) -> None:
+        """Take the stages' bytes, on first use."""
+        cfg, device = self.pool.config, self.pool.device
+        rows = (cfg.heads, self.places, cfg.block_tokens, cfg.head_dim)
+        self._keys, self._values = (
+            [torch.zeros(rows, dtype=self.pool.dtype, device=device) for _ in range(self.stages)] for _ in range(2)
+        )
+        shape = (cfg.depth, cfg.heads, self.places)
+        self._held = torch.full(shape, -1, dtype=torch.int32, device=device)
+        self._used = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._owner = [-1] * self.stages
+        if cfg.padding:
+            self._sizes = torch.full((self.places,), cfg.block_tokens, dtype=torch.int32, device=device)
+            self._sizes[self._parts[-1].start :] -= cfg.padding
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)
+
+    def forget(self, slots: Slots) -> None:
+        """These slots will hold other frames."""
+        if not self._keys:
+            return
+        gone = torch.zeros(self.pool.limit + 1, dtype=torch.bool, device=self.pool.device)
+        gone[torch.from_numpy(slots).to(self.pool.device)] = True
+        frames = torch.div(self._held, self.pool.config.blocks_per_frame, rounding_mode="floor")  # -1 stays -1
+        self._held.masked_fill_(gone[frames.long()], -1)
+
+    def begin(self, retrieves: bool) -> None:
+        """A pass begins."""
+        if not self._keys:
+            self._open()
+        self._clock += 1
+        if retrieves:
+            self.prefetch(0)
+
+    def prefetch(self, layer: int) -> None:
+        """Begin to copy what a layer retrieved last time; call it when the layer before is about to be computed."""
+        cfg = self.pool.config
+        stage = layer % self.stages
+        if self.pool.host is None or self.stages in (1, cfg.depth) or layer >= cfg.depth:
+            return
+        self._owner[stage] = layer
+        if self._stream is None:
+            self._copy(layer, self._held[layer])
+            return
+        main = torch.cuda.current_stream(self.pool.device)
+        self._stream.wait_stream(main)
+        with torch.cuda.stream(self._stream):
+            self._copy(layer, self._held[layer], _PROGRAMS_BESIDE)
+            self._ready[layer] = self._stream.record_event()
+
+    def _copy(self, layer: int, blocks: Tensor, programs: int | None = None) -> None:
+        """Copy blocks int32 [H, S] to their places, and count those that come from the host."""
+        source, parts = self.pool.source(layer), self.pool.config.blocks_per_frame
+        stage = layer % self.stages
+        out = self._keys[stage], self._values[stage]
+        gather_blocks(source, blocks, out, self.pool.config.block_tokens, programs)
+        if source.host is not None:
+            far = source.where[torch.div(blocks, parts, rounding_mode="floor").long()] < 0
+            self._fetched += (far & (blocks >= 0)).sum()
+
+    def window(self, layer: int, working: Working) -> tuple[Tensor, Tensor, Tensor]:
+        """Copy the frames of the local attention.
+
+        Returns:
+            Keys and values [H, frames, N, D] and room for mean keys [H, frames, M, D]; frames that the pass writes are
+            not filled yet.
+        """
+        pool, cfg = self.pool, self.pool.config
+        frames = working.blocks.shape[1] // cfg.blocks_per_frame
+        shape = (cfg.heads, frames * cfg.blocks_per_frame, cfg.block_tokens, cfg.head_dim)
+        out = tuple(torch.empty(shape, dtype=pool.dtype, device=pool.device) for _ in range(2))
+        gather_blocks(pool.source(layer), working.blocks, (out[0], out[1]), cfg.block_tokens)
+        means = torch.empty(cfg.heads, frames, cfg.blocks_per_frame, cfg.head_dim, device=pool.device)
+        whole = (cfg.heads, frames, cfg.tokens, cfg.head_dim)
+        return out[0].view(whole), out[1].view(whole), means
+
+    def keep(self, layer: int, working: Working, pages: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Store the committed frames of a pass."""
+        if len(working.slots):
+            parts = (t.index_select(1, working.places).transpose(0, 1) for t in pages)
+            self.pool.write(layer, working.slots, *parts)
+
+    def fits(self, lists: BlockLists) -> bool:
+        """Whether one stage holds all blocks of these lists, which name blocks of the pool."""
+        most = lists.lists.shape[0] * lists.lists.shape[2] * lists.lists.shape[3]
+        if all(min(most, self.pool.limit * (p.last - p.first)) <= p.stop - p.start for p in self._parts):
+            return True
+        needed = self._needed(lists)[0][:, :-1].unflatten(1, (self.pool.limit, -1))
+        counts = [int(needed[:, :, p.first : p.last].sum((1, 2)).max()) for p in self._parts]
+        return all(count <= p.stop - p.start for count, p in zip(counts, self._parts, strict=True))
+
+    def _needed(self, lists: BlockLists) -> tuple[Tensor, Tensor]:
+        """Which blocks are listed, bool [H, F * M + 1], and the lists int64 [H, B, Q, k] with F * M for no block."""
+        nothing = self.pool.limit * self.pool.config.blocks_per_frame
+        listed = torch.arange(lists.lists.shape[3], device=lists.lists.device) < lists.counts[..., None]
+        index = torch.where(listed, lists.lists, nothing).transpose(0, 1).long()
+        needed = torch.zeros(index.shape[0], nothing + 1, dtype=torch.bool, device=index.device)
+        needed.scatter_(1, index.flatten(1), True)
+        needed[:, nothing] = False
+        return needed, index
+
+    def fetch(self, layer: int, lists: BlockLists) -> Staged:
+        """Copy the listed blocks that the stage does not hold.
+
+        Args:
+            layer: Which.
+            lists: Int32 [B, H, Q, k], blocks of the pool, of which `fits` is true.
+
+        Returns:
+            What to attend to; it stands until the next call for a layer that shares the stage.
+        """
+        blocks = self.pool.config.blocks_per_frame
+        event = self._ready.pop(layer, None)
+        if event is not None:
+            torch.cuda.current_stream(self.pool.device).wait_event(event)
+        stage, held, used = layer % self.stages, self._held[layer], self._used[layer]
+        if self._owner[stage] != layer:
+            self._owner[stage] = layer
+            held.fill_(-1)
+        needed, index = self._needed(lists)
+        nothing = needed.shape[1] - 1
+        place_of = torch.zeros(needed.shape, dtype=torch.int64, device=needed.device)
+        had = torch.where(held < 0, nothing, held).long()
+        kept = needed.gather(1, had)
+        place_of.scatter_(1, had, torch.arange(1, self.places + 1, device=had.device).expand_as(had))  # 0: not here
+        missing = (needed & (place_of == 0))[:, :-1].unflatten(1, (-1, blocks))
+        order_by = torch.where(kept, self._clock + 1, used)  # those used earlier in this pass may go
+        fresh = torch.full_like(held, -1)
+        names = torch.arange(nothing, dtype=torch.int32, device=held.device).view(-1, blocks)
+        for part in self._parts:
+            mine, span = missing[:, :, part.first : part.last], slice(part.start, part.stop)
+            oldest = order_by[:, span].argsort(1)
+            rank = mine.flatten(1).cumsum(1) - 1
+            where = oldest.gather(1, rank.clamp_(0, oldest.shape[1] - 1))
+            target = torch.where(mine.flatten(1), where, oldest.shape[1])
+            taken = torch.full((len(held), oldest.shape[1] + 1), -1, dtype=torch.int32, device=held.device)
+            taken.scatter_(1, target, names[:, part.first : part.last].flatten().expand_as(target))
+            fresh[:, span] = taken[:, :-1]
+            places = place_of[:, :-1].unflatten(1, (-1, blocks))[:, :, part.first : part.last]
+            places.copy_(torch.where(mine, (where + part.start + 1).view_as(mine), places))
+        self._copy(layer, fresh)
+        held.copy_(torch.where(fresh >= 0, fresh, held))
+        used.copy_(torch.where(kept | (fresh >= 0), self._clock, used))
+        found = place_of.gather(1, index.flatten(1)).view_as(index).transpose(0, 1) - 1
+        named = BlockLists(found.clamp_min_(0).int(), lists.counts)
+        keys, values = (t[stage].flatten(1, 2)[None] for t in (self._keys, self._values))
+        return Staged(keys, values, named, self._sizes)
+
+    def mark(self) -> None:
+        """A step begins, for `fetched_bytes`."""
+        if self._keys:
+            self._before = self._fetched.clone()
+
+    def fetched_bytes(self) -> int:
+        """Bytes of retrieved blocks read from the host since `mark`."""
+        cfg = self.pool.config
+        return int(self._fetched - self._before) * 2 * cfg.block_tokens * cfg.head_dim * self.pool.storage.itemsize
+
+
+def working_set(pool: PagePool, local: list[list[Slots]], written: Slots, committed: Slots) -> tuple[Working, Slots]:
+    """Gather the frames of a pass.
+
+    Args:
+        pool: Of the slots.
+        local: For each row and frame, the slots that it sees; replaced by places.
+        written: Slots that the pass writes.
+        committed: Those of them that it commits.
+
+    Returns:
+        The frames, and the places of `written`.
+    """
+    frames = np.unique(np.concatenate([written, *(entry for row in local for entry in row)]))
+    for row in local:
+        row[:] = [np.searchsorted(frames, entry) for entry in row]
+    blocks = pool.config.blocks_per_frame
+    named = (frames[:, None] * blocks + np.arange(blocks)).astype(np.int32)
+    named[np.isin(frames, written)] = -1
+    parts = (named.reshape(1, -1), np.searchsorted(frames, committed), committed)
+    return Working(*(torch.from_numpy(part).to(pool.device) for part in parts)), np.searchsorted(frames, written)
