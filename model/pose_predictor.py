@@ -1,0 +1,228 @@
+"""What a latent frame says about the blocks around the player: the learnt half of poses from the model.
+
+WorldMem regresses the change of pose from the last latent, the action and the pose. Contact is a decision about where
+blocks are, though, and much of what stops a player was seen some frames ago (a step below the picture's lower edge, a
+wall behind the back). So the network here reads each latent frame once and updates a map of air, solid and water around
+the player, cell by cell; the rules of a box in a grid of blocks then move the player through that map
+(`decmem_env.predicted_player`). Angles follow from the action alone and are not learnt.
+
+Shapes: n frames, Q cells, C latent channels. Positions are those of `conventions.poses`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..conventions.poses import EYE_HEIGHT, VERTICAL_FOV
+from .weight_files import CheckpointError
+
+FILE = "pose.safetensors"
+AIR, SOLID, WATER = range(3)
+CLASSES = 3
+REACH = 6  # cells to each side of the player's own column that a frame may tell about
+BELOW, ABOVE = 4, 3  # layers of cells below the feet's layer, and from it upwards
+SIDE, LAYERS = 2 * REACH + 1, BELOW + ABOVE + 1
+CELLS = SIDE * SIDE * LAYERS
+LARGEST = 6.0  # logits of the map stay within +- this: any cell can change its mind in a few frames
+_BESIDE = 1  # columns this near are asked about even out of sight: the player touches them
+_MARGIN = 1.1  # half widths of the picture within which a column counts as in sight
+_ATTRIBUTES = 14
+
+
+@dataclass(frozen=True)
+class PoseConfig:
+    """Sizes of `PosePredictor`.
+
+    Attributes:
+        latent_channels: C.
+        latent_height: Rows of a latent frame.
+        latent_width: Columns.
+        vertical_fov: Degrees.
+        width: Channels of the convolutions over the latent.
+        fine: Channels of its map of twice the resolution, which cells look into.
+        hidden: Units of the network that updates a cell.
+    """
+
+    latent_channels: int = 64
+    latent_height: int = 6
+    latent_width: int = 10
+    vertical_fov: float = VERTICAL_FOV
+    width: int = 96
+    fine: int = 48
+    hidden: int = 96
+
+    @classmethod
+    def from_json(cls, text: str) -> PoseConfig:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: No JSON object, or an unknown field.
+        """
+        values = json.loads(text)
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown field {unknown[0]}")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def template(device: torch.device | str = "cpu") -> Tensor:
+    """Cells around the player's own, int64 [CELLS, 3] offsets (x, y, z), in the order x, z, y of the blocks' arrays."""
+    span, layers = torch.arange(-REACH, REACH + 1, device=device), torch.arange(-BELOW, ABOVE + 1, device=device)
+    x, z, y = torch.meshgrid(span, span, layers, indexing="ij")
+    return torch.stack([x, y, z], -1).reshape(-1, 3)
+
+
+class View:
+    """Cells in the camera's axes.
+
+    Args:
+        offsets: int64 [Q, 3] or [n, Q, 3], cells relative to the one that holds the feet.
+        inner: float32 [n, 3], position of the feet within their cell, in [0, 1).
+        angles: float32 [n, 2], pitch and yaw in degrees.
+        aspect: Width over height of the picture.
+        vertical_fov: Degrees.
+
+    Attributes:
+        place: float32 [n, Q, 3], centre of each cell from the eye: right, up, ahead, in blocks.
+        spot: float32 [n, Q, 2], where it lies in the picture, in half widths and half heights (x right, y down).
+        asked: bool [n, Q], cells that this frame may tell about: in sight and in reach, or beside the player.
+    """
+
+    def __init__(self, offsets: Tensor, inner: Tensor, angles: Tensor, aspect: float, vertical_fov: float) -> None:
+        cells = offsets.to(inner.dtype)
+        centre = (cells if cells.ndim == 3 else cells[None]) + 0.5 - inner[:, None]
+        pitch, yaw = torch.deg2rad(angles).unbind(-1)
+        sp, cp, sy, cy = (v[:, None] for v in (pitch.sin(), pitch.cos(), yaw.sin(), yaw.cos()))
+        dx, dy, dz = centre[..., 0], centre[..., 1] - EYE_HEIGHT, centre[..., 2]
+        right, level = -cy * dx - sy * dz, -sy * dx + cy * dz
+        ahead, up = level * cp - dy * sp, level * sp + dy * cp
+        self.place = torch.stack([right, up, ahead], -1)
+        focal = 1.0 / torch.tan(torch.deg2rad(torch.tensor(vertical_fov / 2.0)))
+        depth = ahead.clamp_min(0.25)
+        self.spot = torch.stack([right / depth * (focal / aspect), -up / depth * focal], -1)
+        beside = (offsets[..., 0].abs() <= _BESIDE) & (offsets[..., 2].abs() <= _BESIDE)
+        # By columns: what lies below the picture's edge was seen, or tells the ground's height by what is above it.
+        flat = level.clamp_min(0.25)
+        seen = (right / flat * (focal / aspect)).abs() <= _MARGIN + 0.7 / flat
+        seen &= (level > 0.0) & (dx.square() + dz.square() <= (REACH + 0.5) ** 2)
+        self.asked = beside.expand_as(seen) | seen
+        height = centre[..., 1]
+        turned = torch.cat([sy * cy, cy * cy - sy * sy], -1)[:, None].expand(-1, height.shape[1], -1)
+        self.attributes = torch.cat(
+            [
+                self.place / 4.0,
+                torch.stack([level, height, dx * dx + dz * dz], -1) / torch.tensor([4.0, 2.0, 16.0]).to(centre),
+                torch.stack([centre[..., 0].abs(), centre[..., 2].abs()], -1).clamp_max(2.0),
+                self.spot.clamp(-2.0, 2.0),
+                (ahead > 0.25).to(centre)[..., None],
+                torch.sin(2.0 * torch.pi * height)[..., None],
+                turned,
+            ],
+            -1,
+        )
+
+
+def _conv(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, padding=size // 2)
+
+
+class PosePredictor(nn.Module):
+    """Latent frames and poses in, a map of the blocks around the player out. About 0.3 million parameters.
+
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: PoseConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.entry = _conv(config.latent_channels, width, 1)
+        self.first = nn.ModuleList([_conv(width, width) for _ in range(2)])
+        self.second = nn.ModuleList([_conv(width, width, 1) for _ in range(2)])
+        self.fine = _conv(width, 4 * config.fine, 1)
+        self.cell = nn.Sequential(
+            nn.Linear(config.fine + _ATTRIBUTES + CLASSES, config.hidden),
+            nn.SiLU(),
+            nn.Linear(config.hidden, config.hidden),
+            nn.SiLU(),
+            nn.Linear(config.hidden, CLASSES),
+        )
+
+    def read(self, latents: Tensor) -> Tensor:
+        """Features of latent frames [n, C, h, w] -> [n, fine, 2 h, 2 w]."""
+        x = self.entry(latents)
+        for first, second in zip(self.first, self.second, strict=True):
+            x = x + second(F.silu(first(F.silu(x))))
+        return F.pixel_shuffle(self.fine(F.silu(x)), 2)
+
+    def view(self, offsets: Tensor, inner: Tensor, angles: Tensor) -> View:
+        """Cells as this model's camera sees them; arguments of `View`."""
+        size = self.config
+        return View(offsets, inner, angles, size.latent_width / size.latent_height, size.vertical_fov)
+
+    def update(self, features: Tensor, view: View, known: Tensor) -> Tensor:
+        """Bring the map up to date with a frame.
+
+        Args:
+            features: [n, fine, 2 h, 2 w] of `read`.
+            view: Of Q cells.
+            known: float32 [n, Q, 3], what the map says of them: logits of air, solid, water; 0 where nothing is known.
+
+        Returns:
+            New logits, float32 [n, Q, 3], of mean 0 and within +- `LARGEST`.
+        """
+        found = F.grid_sample(features, view.spot[:, None], padding_mode="border", align_corners=False)
+        inputs = torch.cat([found[:, :, 0].transpose(1, 2), view.attributes, known / 3.0], -1)
+        logits = known + self.cell(inputs).float()
+        return (logits - logits.mean(-1, keepdim=True)).clamp(-LARGEST, LARGEST)
+
+
+def save_pose(folder: Path, model: PosePredictor) -> None:
+    """Write `pose.safetensors` (fp16) into a checkpoint folder, in one go."""
+    from safetensors.torch import save_file
+
+    fresh = folder / f"{FILE}.tmp"
+    tensors = {name: tensor.detach().half().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    save_file(tensors, str(fresh), {"config": model.config.to_json()})
+    fresh.chmod(0o644)
+    os.replace(fresh, folder / FILE)
+
+
+def load_pose(folder: Path) -> PosePredictor | None:
+    """Load the pose predictor of a checkpoint folder in fp32, ready to run; None where there is none.
+
+    Raises:
+        CheckpointError: The file is damaged or of another model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    mend = "train it again (decmem train pose), or remove it"
+    try:
+        with safe_open(str(path), "pt") as file:
+            text = (file.metadata() or {}).get("config")
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): {mend}") from None
+    if text is None:
+        raise CheckpointError(f"{path} carries no sizes (metadata `config`): {mend}")
+    try:
+        model = PosePredictor(PoseConfig.from_json(text))
+        model.load_state_dict(tensors)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: {' '.join(str(error).split())}; {mend}") from None
+    return model.eval().requires_grad_(False)
