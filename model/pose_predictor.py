@@ -200,8 +200,15 @@ def save_pose(folder: Path, model: PosePredictor) -> None:
     os.replace(fresh, folder / FILE)
 
 
-def load_pose(folder: Path) -> PosePredictor | None:
+def load_pose(
+    folder: Path, latent_shape: tuple[int, int, int], device: torch.device | str = "cpu"
+) -> PosePredictor | None:
     """Load the pose predictor of a checkpoint folder in fp32, ready to run; None where there is none.
+
+    Args:
+        folder: Of the checkpoint.
+        latent_shape: (C, h, w) of its autoencoder.
+        device: Where to put it.
 
     Raises:
         CheckpointError: The file is damaged or of another model.
@@ -225,4 +232,7 @@ def load_pose(folder: Path) -> PosePredictor | None:
         model.load_state_dict(tensors)
     except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())}; {mend}") from None
-    return model.eval().requires_grad_(False)
+    reads = (model.config.latent_channels, model.config.latent_height, model.config.latent_width)
+    if reads != tuple(latent_shape):
+        raise CheckpointError(f"{path} reads latents of shape {reads}, the autoencoder's are {latent_shape}: {mend}")
+    return model.eval().requires_grad_(False).to(device)
