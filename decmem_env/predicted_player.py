@@ -7,7 +7,8 @@ stop it, steps lift it and holes let it fall. The map is all it knows: what the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .model.pose_predictor import AIR, CLASSES, LARGEST, SOLID, PosePredictor, template
+from .model.pose_predictor import AIR, CLASSES, FILE, LARGEST, SOLID, PosePredictor, template
+from .start import Start
 from .worlds import Simulator, World, step_all
 from .worlds import blocks as block_types
 from .worlds.player import HALF_WIDTH, HEIGHT
@@ -24,6 +26,13 @@ from .worlds.terrain import X, Y, Z
 _MIDDLE = np.array([X // 2, Y // 2, Z // 2])
 _LEEWAY = np.array([X // 2 - 32, Y // 2 - 12, Z // 2 - 32])  # from the middle; beyond, the map moves along
 _IDS = np.array([block_types.AIR, block_types.ID["stone"], block_types.WATER], np.uint8)  # by class
+NO_PREDICTOR = (
+    f"{FILE}: train one with `decmem train pose --out runs/pose --init model/weights/tiny` and use checkpoint "
+    "runs/pose, or pose_source 'kinematic'"
+)
+Film = Callable[[Start], NDArray[np.uint8]]
+_CONTEXT = 64  # frames of a context that a player gets to see, the last ones
+_ENCODE_BATCH = 32
 _ROUNDING = 1e-4  # blocks; feet may rest this much below the top of a block
 
 
@@ -102,7 +111,7 @@ class PredictedPlayer:
         return {**state, "cells": cells, "kinds": blocks, "known": logits, "origin": self.origin.copy()}
 
     @classmethod
-    def restore(cls, state: dict[str, Any]) -> PredictedPlayer:
+    def restore(cls, state: Mapping[str, Any]) -> PredictedPlayer:
         """A new player from a snapshot."""
         own = state["poses"][0]
         player = cls(np.concatenate([own[:3] + state["origin"], own[3:]]))
@@ -185,6 +194,42 @@ class PredictedPlayers:
             player.place(pose)
             self.observe([player], latent[None])
         return player
+
+
+class PredictedPoses:
+    """The predicted players of an environment's rows.
+
+    Args:
+        model: A `WorldModel` with a pose predictor.
+        film: Gives the frames of a start that has none, uint8 [C, H, W, 3].
+
+    Raises:
+        ValueError: The checkpoint has no pose predictor.
+    """
+
+    def __init__(self, model: Any, film: Film | None = None) -> None:
+        if model.pose_predictor is None:
+            raise ValueError(f"pose_source 'predictor': checkpoint {model.name} has no {NO_PREDICTOR}")
+        self._model, self._film = model, film
+        self._players = PredictedPlayers(model.pose_predictor, model.device)
+
+    def begin(self, start: Start) -> tuple[Start, PredictedPlayer]:
+        """A player that has seen the context; returns the start with its frames, which were needed for that."""
+        frames = start.frames if self._film is None or start.frames is not None else self._film(start)
+        if frames is None:
+            raise ValueError("a player sees frames: give the start some")
+        with self._model.lock:
+            shown = torch.from_numpy(np.ascontiguousarray(frames[-_CONTEXT:])).to(self._model.device)
+            latents = torch.cat([self._model.autoencoder.encode(part) for part in shown.split(_ENCODE_BATCH)])
+        return replace(start, frames=frames), self._players.begin(latents, start.poses[-_CONTEXT:])
+
+    def observe(self, players: Sequence[PredictedPlayer], sessions: Sequence[Any]) -> None:
+        """Let each player see the newest frame of its session."""
+        self._players.observe(players, torch.stack([session.pending.latents[-1] for session in sessions]))
+
+    def move(self, players: Sequence[PredictedPlayer], actions: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Let each player act for one frame; see `PredictedPlayers.move`."""
+        return self._players.move(players, actions)
 
 
 def _certain(kind: int) -> NDArray[np.float16]:

@@ -49,9 +49,9 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Walk, predict, compare; 1 where a bar is missed."""
-    from ..model.pose_predictor import FILE
     from ..pose_score import METHODS, Scorer, contact_walks, reckoned
     from ..pose_score import records as pose_records
+    from ..predicted_player import NO_PREDICTOR
     from ..results import page, write_results
 
     methods = tuple(options.methods.split(","))
@@ -60,10 +60,7 @@ def run(options: argparse.Namespace) -> int:
     device = resolve_device(options.device)
     model = load_model(options.checkpoint, device, generous_budget(device) if "dreamed" in methods else None)
     if model.pose_predictor is None:
-        raise CommandError(
-            f"--checkpoint {options.checkpoint}: it has no {FILE}; train one with "
-            "`decmem train pose --out runs/pose --init model/weights/tiny` and give --checkpoint runs/pose"
-        )
+        raise CommandError(f"--checkpoint {options.checkpoint}: it has no {NO_PREDICTOR}")
     say(f"drawing {len(options.seeds)} walks of {options.frames} steps")
     walks = contact_walks(options.seeds, options.frames)
     results = {"kinematic": reckoned(walks)}
