@@ -28,7 +28,7 @@ LEAST_CONTACT = 0.2
 MOST_ERROR = 1.0  # blocks
 LEAST_GAIN = 2.0  # of dead reckoning's error over the predictor's
 _TOUCH = 1e-3  # blocks; a step that differs more from dead reckoning was changed by the world
-_TRIES = 8
+_TRIES = 16
 _CANDIDATES = 6
 
 Progress = Callable[[int], None]

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .model.pose_predictor import AIR, CLASSES, FILE, LARGEST, SOLID, PosePredictor, template
+from .model.pose_predictor import AIR, CLASSES, FILE, LARGEST, LAYERS, SOLID, PosePredictor, template
 from .start import Start
 from .worlds import Simulator, World, step_all
 from .worlds import blocks as block_types
@@ -104,7 +104,8 @@ class PredictedPlayer:
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that changes, as copies; of the map only what is known."""
-        cells = np.flatnonzero(self.known.any(-1))
+        bits = self.known.view(np.uint16)
+        cells = np.flatnonzero(bits[..., 0] | bits[..., 1] | bits[..., 2])  # much faster than any()
         state = self.simulator.snapshot()
         blocks = state.pop("blocks").reshape(-1)[cells]
         logits = self.known.reshape(-1, CLASSES)[cells]
@@ -149,11 +150,12 @@ class PredictedPlayers:
         angles = torch.from_numpy(inside[:, 3:].astype(np.float32)).to(self.device)
         with torch.inference_mode():
             features = self.predictor.read(latents.to(self.device, torch.float32))
-            asked = self.predictor.view(self._template, inner, angles).asked
-            count = int(asked.sum(-1).max())
-            chosen = asked.byte().topk(count, -1).indices
+            asked = self.predictor.asked(inner, angles)
+            columns = asked.byte().topk(int(asked.sum(-1).max()), -1).indices
+            chosen = (columns[..., None] * LAYERS + torch.arange(LAYERS, device=self.device)).flatten(1)
             view = self.predictor.view(self._template[chosen], inner, angles)
-            picked, valid = chosen.cpu().numpy(), asked.gather(1, chosen).cpu().numpy()
+            picked = chosen.cpu().numpy()
+            valid = asked.gather(1, columns).cpu().numpy().repeat(LAYERS, 1)
             cells = cell[:, None].astype(np.int64) + self._offsets[picked]
             before = np.stack([p.known[c[:, 0], c[:, 2], c[:, 1]] for p, c in zip(players, cells, strict=True)]).astype(
                 np.float32

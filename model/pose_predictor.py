@@ -12,6 +12,7 @@ Shapes: n frames, Q cells, C latent channels. Positions are those of `convention
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -96,7 +97,7 @@ class View:
     Attributes:
         place: float32 [n, Q, 3], centre of each cell from the eye: right, up, ahead, in blocks.
         spot: float32 [n, Q, 2], where it lies in the picture, in half widths and half heights (x right, y down).
-        asked: bool [n, Q], cells that this frame may tell about: in sight and in reach, or beside the player.
+        attributes: float32 [n, Q, 14], all of it as the network wants it.
     """
 
     def __init__(self, offsets: Tensor, inner: Tensor, angles: Tensor, aspect: float, vertical_fov: float) -> None:
@@ -108,21 +109,15 @@ class View:
         right, level = -cy * dx - sy * dz, -sy * dx + cy * dz
         ahead, up = level * cp - dy * sp, level * sp + dy * cp
         self.place = torch.stack([right, up, ahead], -1)
-        focal = 1.0 / torch.tan(torch.deg2rad(torch.tensor(vertical_fov / 2.0)))
+        focal = _focal(vertical_fov)
         depth = ahead.clamp_min(0.25)
         self.spot = torch.stack([right / depth * (focal / aspect), -up / depth * focal], -1)
-        beside = (offsets[..., 0].abs() <= _BESIDE) & (offsets[..., 2].abs() <= _BESIDE)
-        # By columns: what lies below the picture's edge was seen, or tells the ground's height by what is above it.
-        flat = level.clamp_min(0.25)
-        seen = (right / flat * (focal / aspect)).abs() <= _MARGIN + 0.7 / flat
-        seen &= (level > 0.0) & (dx.square() + dz.square() <= (REACH + 0.5) ** 2)
-        self.asked = beside.expand_as(seen) | seen
         height = centre[..., 1]
         turned = torch.cat([sy * cy, cy * cy - sy * sy], -1)[:, None].expand(-1, height.shape[1], -1)
         self.attributes = torch.cat(
             [
                 self.place / 4.0,
-                torch.stack([level, height, dx * dx + dz * dz], -1) / torch.tensor([4.0, 2.0, 16.0]).to(centre),
+                torch.stack([level, height, dx * dx + dz * dz], -1) / centre.new_tensor([4.0, 2.0, 16.0]),
                 torch.stack([centre[..., 0].abs(), centre[..., 2].abs()], -1).clamp_max(2.0),
                 self.spot.clamp(-2.0, 2.0),
                 (ahead > 0.25).to(centre)[..., None],
@@ -131,6 +126,10 @@ class View:
             ],
             -1,
         )
+
+
+def _focal(vertical_fov: float) -> float:
+    return 1.0 / math.tan(math.radians(vertical_fov / 2.0))
 
 
 def _conv(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
@@ -166,6 +165,28 @@ class PosePredictor(nn.Module):
         for first, second in zip(self.first, self.second, strict=True):
             x = x + second(F.silu(first(F.silu(x))))
         return F.pixel_shuffle(self.fine(F.silu(x)), 2)
+
+    def asked(self, inner: Tensor, angles: Tensor) -> Tensor:
+        """Columns that a frame may tell about: in reach and, seen from above, in sight; or beside the player.
+
+        Whole columns, since what lies below the picture's edge is often known from what is above it.
+
+        Args:
+            inner: float32 [n, 3], position of the feet within their cell.
+            angles: float32 [n, 2], pitch and yaw in degrees.
+
+        Returns:
+            bool [n, SIDE * SIDE], in the order x, z.
+        """
+        columns = template(inner.device)[::LAYERS, ::2]
+        dx, dz = (columns.to(inner.dtype) + 0.5 - inner[:, None, ::2]).unbind(-1)
+        yaw = torch.deg2rad(angles[:, 1:])
+        right, level = -yaw.cos() * dx - yaw.sin() * dz, -yaw.sin() * dx + yaw.cos() * dz
+        flat = level.clamp_min(0.25)
+        half = self.config.latent_width / self.config.latent_height / _focal(self.config.vertical_fov)
+        seen = (right / flat).abs() <= half * (_MARGIN + 0.7 / flat)
+        seen &= (level > 0.0) & (dx.square() + dz.square() <= (REACH + 0.5) ** 2)
+        return seen | (columns.abs().amax(-1) <= _BESIDE)
 
     def view(self, offsets: Tensor, inner: Tensor, angles: Tensor) -> View:
         """Cells as this model's camera sees them; arguments of `View`."""

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from decmem_env.model.checkpoint import FILES
 from decmem_env.model.pose_predictor import (
-    ABOVE,
-    BELOW,
     CELLS,
     CLASSES,
+    LAYERS,
     SIDE,
     PoseConfig,
     PosePredictor,
@@ -125,10 +124,11 @@ class PoseTask:
         weights = surface_weight(batch.labels) * self._weight
         total = mass = right = solid = judged = torch.zeros((), device=batch.latents.device)
         for t in range(frames):
-            whole = self.model.view(self._offsets, batch.inner[:, t], batch.angles[:, t])
-            order = torch.rand(rows, CELLS, device=whole.place.device) + whole.asked
+            columns = self.model.asked(batch.inner[:, t], batch.angles[:, t])
+            possible = columns.repeat_interleave(LAYERS, -1)
+            order = torch.rand(rows, CELLS, device=possible.device) + possible
             chosen = order.topk(_ASKED, -1).indices
-            asked = whole.asked.gather(1, chosen)
+            asked = possible.gather(1, chosen)
             offsets = self._offsets[chosen]
             view = self.model.view(offsets, batch.inner[:, t], batch.angles[:, t])
             x, y, z = ((batch.cell[:, t, None] + offsets) % _MAP).unbind(-1)
@@ -196,7 +196,7 @@ def surface_weight(labels: Tensor) -> Tensor:
     Args:
         labels: int64 [B, T, CELLS].
     """
-    grid = labels.view(-1, 1, SIDE, SIDE, BELOW + ABOVE + 1).float()
+    grid = labels.view(-1, 1, SIDE, SIDE, LAYERS).float()
     surface = torch.zeros_like(grid, dtype=torch.bool)
     for axis in (2, 3, 4):
         differs = grid.diff(dim=axis) != 0
