@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .model.pose_predictor import AIR, CLASSES, FILE, LARGEST, LAYERS, SOLID, PosePredictor, template
+from .model.pose_predictor import ABOVE, AIR, BELOW, CLASSES, FILE, LARGEST, SOLID, PosePredictor, all_columns, around
 from .start import Start
 from .worlds import Simulator, World, step_all
 from .worlds import blocks as block_types
@@ -33,6 +33,7 @@ NO_PREDICTOR = (
 Film = Callable[[Start], NDArray[np.uint8]]
 _CONTEXT = 64  # frames of a context that a player gets to see, the last ones
 _ENCODE_BATCH = 32
+_HEIGHTS = np.arange(-BELOW, ABOVE + 1)
 _ROUNDING = 1e-4  # blocks; feet may rest this much below the top of a block
 
 
@@ -46,6 +47,7 @@ class PredictedPlayer:
         simulator: Moves the player through the map, in the map's own coordinates.
         known: float16 [X, Z, Y, 3], logits of air, solid and water; 0 where nothing is known.
         origin: int64 [3], the cell (x, y, z) of the world that is the map's first.
+        climb: By how much it rose in its last step, in blocks.
     """
 
     def __init__(self, pose: NDArray[np.float64]) -> None:
@@ -54,6 +56,7 @@ class PredictedPlayer:
         world = World(0, blocks, self._inside(pose), [], flat.astype(np.uint8), flat.astype(np.int64))
         self.simulator = Simulator([world])
         self.known = np.zeros((X, Z, Y, CLASSES), np.float16)
+        self.climb = 0.0
 
     def _inside(self, pose: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.concatenate([pose[:3] - self.origin, pose[3:]])
@@ -65,7 +68,13 @@ class PredictedPlayer:
         return np.concatenate([own[:3] + self.origin, own[3:]])
 
     def place(self, pose: NDArray[np.float64], rise: float = 0.0) -> None:
-        """Put the player somewhere, with a vertical speed; the map stays, or as much of it as is near."""
+        """Put the player where it is one frame later; the map stays, or as much of it as is near.
+
+        Args:
+            pose: float64 [5].
+            rise: Its vertical speed there, in blocks a tick.
+        """
+        self.climb = float(pose[1] - self.pose[1])
         self.simulator.teleport(0, self._inside(pose), rise)
         self.recentre()
 
@@ -109,14 +118,21 @@ class PredictedPlayer:
         state = self.simulator.snapshot()
         blocks = state.pop("blocks").reshape(-1)[cells]
         logits = self.known.reshape(-1, CLASSES)[cells]
-        return {**state, "cells": cells, "kinds": blocks, "known": logits, "origin": self.origin.copy()}
+        return {
+            **state,
+            "cells": cells,
+            "kinds": blocks,
+            "known": logits,
+            "origin": self.origin.copy(),
+            "climb": self.climb,
+        }
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> PredictedPlayer:
         """A new player from a snapshot."""
         own = state["poses"][0]
         player = cls(np.concatenate([own[:3] + state["origin"], own[3:]]))
-        player.origin = state["origin"].copy()
+        player.origin, player.climb = state["origin"].copy(), float(state["climb"])
         player.known.reshape(-1, CLASSES)[state["cells"]] = state["known"]
         blocks = np.zeros((1, X, Z, Y), np.uint8)
         blocks.reshape(-1)[state["cells"]] = state["kinds"]
@@ -134,8 +150,7 @@ class PredictedPlayers:
 
     def __init__(self, predictor: PosePredictor, device: torch.device) -> None:
         self.predictor, self.device = predictor, device
-        self._template = template(device)
-        self._offsets = self._template.cpu().numpy()
+        self._columns = all_columns(device)
 
     def observe(self, players: Sequence[PredictedPlayer], latents: Tensor) -> None:
         """Let each player see one latent frame from where it is.
@@ -145,24 +160,26 @@ class PredictedPlayers:
             latents: float [n, C, h, w].
         """
         inside = np.stack([player.simulator.poses[0] for player in players])
-        cell = np.floor(inside[:, :3] + _ROUNDING)
+        cell = np.floor(inside[:, :3] + _ROUNDING).astype(np.int64)
         inner = torch.from_numpy((inside[:, :3] - cell).astype(np.float32)).to(self.device)
         angles = torch.from_numpy(inside[:, 3:].astype(np.float32)).to(self.device)
+        climb = torch.tensor([player.climb for player in players], dtype=torch.float32, device=self.device)
         with torch.inference_mode():
             features = self.predictor.read(latents.to(self.device, torch.float32))
             asked = self.predictor.asked(inner, angles)
-            columns = asked.byte().topk(int(asked.sum(-1).max()), -1).indices
-            chosen = (columns[..., None] * LAYERS + torch.arange(LAYERS, device=self.device)).flatten(1)
-            view = self.predictor.view(self._template[chosen], inner, angles)
-            picked = chosen.cpu().numpy()
-            valid = asked.gather(1, columns).cpu().numpy().repeat(LAYERS, 1)
-            cells = cell[:, None].astype(np.int64) + self._offsets[picked]
-            before = np.stack([p.known[c[:, 0], c[:, 2], c[:, 1]] for p, c in zip(players, cells, strict=True)]).astype(
-                np.float32
+            valid, chosen = asked.byte().topk(int(asked.sum(-1).max()), -1)
+            columns = self._columns[chosen]
+            x, z = np.moveaxis(around(columns, angles).cpu().numpy() + cell[:, None, None, ::2], -1, 0)
+            y = cell[:, None, None, None, 1:2] + _HEIGHTS
+            before = np.stack(
+                [p.known[x[i, ..., None], z[i, ..., None], y[i, ..., 0, :]] for i, p in enumerate(players)]
             )
-            after = self.predictor.update(features, view, torch.from_numpy(before).to(self.device)).cpu().numpy()
+            known = torch.from_numpy(before).to(self.device, torch.float32)
+            after = self.predictor.update(features, columns, inner, angles, climb, known).cpu().numpy()
         for i, player in enumerate(players):
-            player.learn(cells[i, valid[i]], after[i, valid[i]])
+            picked = valid[i].cpu().numpy() > 0
+            place = np.broadcast_arrays(x[i, picked, :1], y[i, :, 0, 0], z[i, picked, :1])
+            player.learn(np.stack(place, -1).reshape(-1, 3), after[i, picked].reshape(-1, CLASSES))
             player.free_body()
 
     def move(self, players: Sequence[PredictedPlayer], actions: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -176,8 +193,10 @@ class PredictedPlayers:
             Poses after it, float64 [n, 5].
         """
         known = [len(player.simulator.edits) for player in players]
-        step_all([player.simulator for player in players], actions)
-        for player, count in zip(players, known, strict=True):
+        heights = [player.simulator.poses[0, 1] for player in players]
+        moved = step_all([player.simulator for player in players], actions)
+        for player, count, old, new in zip(players, known, heights, moved, strict=True):
+            player.climb = float(new[1] - old)
             for edit in player.simulator.edits[count:]:
                 kind = AIR if edit.block == block_types.AIR else SOLID
                 player.known[edit.x, edit.z, edit.y] = _certain(kind)

@@ -3,10 +3,10 @@
 WorldMem regresses the change of pose from the last latent, the action and the pose. Contact is a decision about where
 blocks are, though, and much of what stops a player was seen some frames ago (a step below the picture's lower edge, a
 wall behind the back). So the network here reads each latent frame once and updates a map of air, solid and water around
-the player, cell by cell; the rules of a box in a grid of blocks then move the player through that map
+the player, column by column; the rules of a box in a grid of blocks then move the player through that map
 (`decmem_env.predicted_player`). Angles follow from the action alone and are not learnt.
 
-Shapes: n frames, Q cells, C latent channels. Positions are those of `conventions.poses`.
+Shapes: n frames, Q columns, C latent channels. Positions are those of `conventions.poses`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ REACH = 6  # cells to each side of the player's own column that a frame may tell
 BELOW, ABOVE = 4, 3  # layers of cells below the feet's layer, and from it upwards
 SIDE, LAYERS = 2 * REACH + 1, BELOW + ABOVE + 1
 CELLS = SIDE * SIDE * LAYERS
+COLUMNS = SIDE * SIDE
+NEIGHBOURS = 4
 LARGEST = 6.0  # logits of the map stay within +- this: any cell can change its mind in a few frames
 _BESIDE = 1  # columns this near are asked about even out of sight: the player touches them
 _MARGIN = 1.1  # half widths of the picture within which a column counts as in sight
-_ATTRIBUTES = 14
+_ATTRIBUTES = 13
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class PoseConfig:
         latent_width: Columns.
         vertical_fov: Degrees.
         width: Channels of the convolutions over the latent.
-        fine: Channels of its map of twice the resolution, which cells look into.
-        hidden: Units of the network that updates a cell.
+        fine: Channels of its map of twice the resolution, which columns look into.
+        hidden: Units of the network that updates a column of cells.
     """
 
     latent_channels: int = 64
@@ -56,8 +58,8 @@ class PoseConfig:
     latent_width: int = 10
     vertical_fov: float = VERTICAL_FOV
     width: int = 96
-    fine: int = 48
-    hidden: int = 96
+    fine: int = 32
+    hidden: int = 192
 
     @classmethod
     def from_json(cls, text: str) -> PoseConfig:
@@ -77,55 +79,16 @@ class PoseConfig:
         return json.dumps(asdict(self))
 
 
+def all_columns(device: torch.device | str = "cpu") -> Tensor:
+    """Columns around the player's own, int64 [COLUMNS, 2] offsets (x, z), in the order of `template`."""
+    return template(device)[::LAYERS, ::2]
+
+
 def template(device: torch.device | str = "cpu") -> Tensor:
     """Cells around the player's own, int64 [CELLS, 3] offsets (x, y, z), in the order x, z, y of the blocks' arrays."""
     span, layers = torch.arange(-REACH, REACH + 1, device=device), torch.arange(-BELOW, ABOVE + 1, device=device)
     x, z, y = torch.meshgrid(span, span, layers, indexing="ij")
     return torch.stack([x, y, z], -1).reshape(-1, 3)
-
-
-class View:
-    """Cells in the camera's axes.
-
-    Args:
-        offsets: int64 [Q, 3] or [n, Q, 3], cells relative to the one that holds the feet.
-        inner: float32 [n, 3], position of the feet within their cell, in [0, 1).
-        angles: float32 [n, 2], pitch and yaw in degrees.
-        aspect: Width over height of the picture.
-        vertical_fov: Degrees.
-
-    Attributes:
-        place: float32 [n, Q, 3], centre of each cell from the eye: right, up, ahead, in blocks.
-        spot: float32 [n, Q, 2], where it lies in the picture, in half widths and half heights (x right, y down).
-        attributes: float32 [n, Q, 14], all of it as the network wants it.
-    """
-
-    def __init__(self, offsets: Tensor, inner: Tensor, angles: Tensor, aspect: float, vertical_fov: float) -> None:
-        cells = offsets.to(inner.dtype)
-        centre = (cells if cells.ndim == 3 else cells[None]) + 0.5 - inner[:, None]
-        pitch, yaw = torch.deg2rad(angles).unbind(-1)
-        sp, cp, sy, cy = (v[:, None] for v in (pitch.sin(), pitch.cos(), yaw.sin(), yaw.cos()))
-        dx, dy, dz = centre[..., 0], centre[..., 1] - EYE_HEIGHT, centre[..., 2]
-        right, level = -cy * dx - sy * dz, -sy * dx + cy * dz
-        ahead, up = level * cp - dy * sp, level * sp + dy * cp
-        self.place = torch.stack([right, up, ahead], -1)
-        focal = _focal(vertical_fov)
-        depth = ahead.clamp_min(0.25)
-        self.spot = torch.stack([right / depth * (focal / aspect), -up / depth * focal], -1)
-        height = centre[..., 1]
-        turned = torch.cat([sy * cy, cy * cy - sy * sy], -1)[:, None].expand(-1, height.shape[1], -1)
-        self.attributes = torch.cat(
-            [
-                self.place / 4.0,
-                torch.stack([level, height, dx * dx + dz * dz], -1) / centre.new_tensor([4.0, 2.0, 16.0]),
-                torch.stack([centre[..., 0].abs(), centre[..., 2].abs()], -1).clamp_max(2.0),
-                self.spot.clamp(-2.0, 2.0),
-                (ahead > 0.25).to(centre)[..., None],
-                torch.sin(2.0 * torch.pi * height)[..., None],
-                turned,
-            ],
-            -1,
-        )
 
 
 def _focal(vertical_fov: float) -> float:
@@ -151,12 +114,13 @@ class PosePredictor(nn.Module):
         self.first = nn.ModuleList([_conv(width, width) for _ in range(2)])
         self.second = nn.ModuleList([_conv(width, width, 1) for _ in range(2)])
         self.fine = _conv(width, 4 * config.fine, 1)
-        self.cell = nn.Sequential(
-            nn.Linear(config.fine + _ATTRIBUTES + CLASSES, config.hidden),
+        known = LAYERS * (CLASSES + NEIGHBOURS)
+        self.column = nn.Sequential(
+            nn.Linear(LAYERS * config.fine + known + _ATTRIBUTES, config.hidden),
             nn.SiLU(),
             nn.Linear(config.hidden, config.hidden),
             nn.SiLU(),
-            nn.Linear(config.hidden, CLASSES),
+            nn.Linear(config.hidden, LAYERS * CLASSES),
         )
 
     def read(self, latents: Tensor) -> Tensor:
@@ -176,9 +140,9 @@ class PosePredictor(nn.Module):
             angles: float32 [n, 2], pitch and yaw in degrees.
 
         Returns:
-            bool [n, SIDE * SIDE], in the order x, z.
+            bool [n, COLUMNS], in the order x, z.
         """
-        columns = template(inner.device)[::LAYERS, ::2]
+        columns = all_columns(inner.device)
         dx, dz = (columns.to(inner.dtype) + 0.5 - inner[:, None, ::2]).unbind(-1)
         yaw = torch.deg2rad(angles[:, 1:])
         right, level = -yaw.cos() * dx - yaw.sin() * dz, -yaw.sin() * dx + yaw.cos() * dz
@@ -188,26 +152,81 @@ class PosePredictor(nn.Module):
         seen &= (level > 0.0) & (dx.square() + dz.square() <= (REACH + 0.5) ** 2)
         return seen | (columns.abs().amax(-1) <= _BESIDE)
 
-    def view(self, offsets: Tensor, inner: Tensor, angles: Tensor) -> View:
-        """Cells as this model's camera sees them; arguments of `View`."""
-        size = self.config
-        return View(offsets, inner, angles, size.latent_width / size.latent_height, size.vertical_fov)
-
-    def update(self, features: Tensor, view: View, known: Tensor) -> Tensor:
+    def update(
+        self, features: Tensor, columns: Tensor, inner: Tensor, angles: Tensor, climb: Tensor, known: Tensor
+    ) -> Tensor:
         """Bring the map up to date with a frame.
 
         Args:
             features: [n, fine, 2 h, 2 w] of `read`.
-            view: Of Q cells.
-            known: float32 [n, Q, 3], what the map says of them: logits of air, solid, water; 0 where nothing is known.
+            columns: int64 [n, Q, 2], offsets (x, z) from the player's own column.
+            inner: float32 [n, 3], position of the feet within their cell.
+            angles: float32 [n, 2], pitch and yaw in degrees.
+            climb: float32 [n], by how much the player rose since the frame before, in blocks.
+            known: float32 [n, Q, 1 + NEIGHBOURS, LAYERS, 3], what the map says of the columns and of those `around`
+                them: logits of air, solid, water; 0 where nothing is known.
 
         Returns:
-            New logits, float32 [n, Q, 3], of mean 0 and within +- `LARGEST`.
+            New logits of the columns, float32 [n, Q, LAYERS, 3], of mean 0 and within +- `LARGEST`.
         """
-        found = F.grid_sample(features, view.spot[:, None], padding_mode="border", align_corners=False)
-        inputs = torch.cat([found[:, :, 0].transpose(1, 2), view.attributes, known / 3.0], -1)
-        logits = known + self.cell(inputs).float()
+        rows, count = columns.shape[:2]
+        spot, ahead, attributes = self.look(columns, inner, angles)
+        found = F.grid_sample(features, spot, padding_mode="border", align_corners=False)  # [n, fine, Q, LAYERS]
+        found = found * (ahead > 0.0).to(found)[:, None]  # nothing is seen of what lies behind the picture's plane
+        body = torch.stack([inner[:, 1], climb.clamp(-1.0, 1.0), (climb.abs() < 1e-3).to(inner)], -1)
+        solid = known[:, :, 1:, :, SOLID] - known[:, :, 1:, :, AIR]
+        inputs = torch.cat(
+            [
+                found.permute(0, 2, 3, 1).flatten(2),
+                known[:, :, 0].flatten(2) / 3.0,
+                solid.flatten(2) / 6.0,
+                attributes,
+                body[:, None].expand(-1, count, -1),
+            ],
+            -1,
+        )
+        logits = known[:, :, 0] + self.column(inputs).float().view(rows, count, LAYERS, CLASSES)
         return (logits - logits.mean(-1, keepdim=True)).clamp(-LARGEST, LARGEST)
+
+    def look(self, columns: Tensor, inner: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the camera sees the cells of columns; arguments of `update`.
+
+        Returns:
+            spot float32 [n, Q, LAYERS, 2], the place of each cell's centre in the picture, in half widths and heights
+            (x right, y down); ahead float32 [n, Q, LAYERS], its depth in blocks; attributes of the columns.
+        """
+        size = self.config
+        dx, dz = (columns.to(inner.dtype) + 0.5 - inner[:, None, ::2]).unbind(-1)
+        pitch, yaw = (torch.deg2rad(angle)[:, None] for angle in angles.unbind(-1))
+        right, level = -yaw.cos() * dx - yaw.sin() * dz, -yaw.sin() * dx + yaw.cos() * dz
+        layers = torch.arange(-BELOW, ABOVE + 1, device=inner.device, dtype=inner.dtype)
+        dy = (layers + 0.5 - inner[:, 1:2] - EYE_HEIGHT)[:, None]
+        sp, cp = pitch.sin()[..., None], pitch.cos()[..., None]
+        ahead, up = level[..., None] * cp - dy * sp, level[..., None] * sp + dy * cp
+        depth, focal = ahead.clamp_min(0.25), _focal(size.vertical_fov)
+        across = right[..., None] / depth * (focal * size.latent_height / size.latent_width)
+        spot = torch.stack([across, -up / depth * focal], -1)
+        distance = (dx.square() + dz.square()).sqrt()
+        turned = torch.cat([(4.0 * yaw).sin(), (4.0 * yaw).cos(), pitch.sin(), pitch.cos()], -1)
+        mine = torch.stack([right / 4.0, level / 4.0, distance / 4.0, 1.0 / (1.0 + distance), dx.abs(), dz.abs()], -1)
+        mine = mine.clamp(-2.0, 2.0)
+        return spot, ahead, torch.cat([mine, turned[:, None].expand(-1, columns.shape[1], -1)], -1)
+
+
+def around(columns: Tensor, angles: Tensor) -> Tensor:
+    """Columns with their four neighbours, those ahead, right, behind and left of the camera, as near as a grid has it.
+
+    Args:
+        columns: int64 [n, Q, 2], (x, z).
+        angles: float32 [n, 2], pitch and yaw in degrees.
+
+    Returns:
+        int64 [n, Q, 1 + NEIGHBOURS, 2]; the column itself comes first.
+    """
+    sides = torch.tensor([[0, 1], [-1, 0], [0, -1], [1, 0]], device=columns.device)  # yaw 0, 90, 180, 270
+    quarter = torch.round(angles[:, 1:] / 90.0).long()
+    turned = sides[(quarter + torch.arange(NEIGHBOURS, device=columns.device)) % 4]
+    return torch.cat([columns[:, :, None], columns[:, :, None] + turned[:, None]], 2)
 
 
 def save_pose(folder: Path, model: PosePredictor) -> None:

@@ -11,14 +11,17 @@ import torch
 import torch.nn.functional as F
 from decmem_env.model.checkpoint import FILES
 from decmem_env.model.pose_predictor import (
-    CELLS,
+    ABOVE,
+    BELOW,
     CLASSES,
     LAYERS,
     SIDE,
+    SOLID,
     PoseConfig,
     PosePredictor,
+    all_columns,
+    around,
     save_pose,
-    template,
 )
 from torch import Tensor, nn
 
@@ -34,7 +37,7 @@ from .profiling import Profile
 
 _MAP = 32  # cells to each side of the map; a piece of a trajectory must not walk around it
 _LONGEST = 28  # frames a piece: 12 blocks of walking and the reach to both sides fit into the map
-_ASKED = 384  # cells a frame: nearly all that are in sight
+_ASKED = 56  # columns a frame: all that are in sight
 _HIDDEN_WEIGHT = 0.1  # of cells that no air touches: nobody can see or bump into them
 _TOUCHED_WEIGHT = 3.0  # of cells the player can touch
 _NOISE, _BLUR = 0.5, 0.6  # dreamt latents are a little wrong and softer than encoded ones
@@ -71,10 +74,10 @@ class PoseTask:
         self.renderer = EpisodeRenderer(size.height, size.width, device)
         self.frames_per_step = config.data.batch * config.data.frames * ranks.size
         self.precision = autocast_of(config, device)
-        self._offsets = template(device)
-        near = self._offsets[:, [0, 2]].abs().amax(-1)
+        self._columns = all_columns(device)
+        near = self._columns.abs().amax(-1)
         self._near = near <= 2
-        self._weight = torch.where(near <= 1, _TOUCHED_WEIGHT, 1.0)
+        self._weight = torch.where(near <= 1, _TOUCHED_WEIGHT, 1.0).repeat_interleave(LAYERS)
         self._validation: SurroundingsPool | None = None
 
     def _pool(self, stream: Any, capacity: int) -> SurroundingsPool:
@@ -123,28 +126,28 @@ class PoseTask:
         known = torch.zeros(rows, _MAP**3, CLASSES, device=batch.latents.device)
         weights = surface_weight(batch.labels) * self._weight
         total = mass = right = solid = judged = torch.zeros((), device=batch.latents.device)
+        layers = torch.arange(-BELOW, ABOVE + 1, device=known.device)
         for t in range(frames):
-            columns = self.model.asked(batch.inner[:, t], batch.angles[:, t])
-            possible = columns.repeat_interleave(LAYERS, -1)
-            order = torch.rand(rows, CELLS, device=possible.device) + possible
-            chosen = order.topk(_ASKED, -1).indices
-            asked = possible.gather(1, chosen)
-            offsets = self._offsets[chosen]
-            view = self.model.view(offsets, batch.inner[:, t], batch.angles[:, t])
-            x, y, z = ((batch.cell[:, t, None] + offsets) % _MAP).unbind(-1)
-            place = (((x * _MAP + z) * _MAP) + y)[..., None].expand(-1, -1, CLASSES)
-            before = known.gather(1, place)
+            inner, angles = batch.inner[:, t], batch.angles[:, t]
+            asked, chosen = self.model.asked(inner, angles).byte().topk(_ASKED, -1)
+            columns = self._columns[chosen]
+            x, z = (batch.cell[:, t, None, None, ::2] + around(columns, angles)).remainder(_MAP).unbind(-1)
+            y = (batch.cell[:, t, 1:2] + layers).remainder(_MAP)[:, None, None]
+            place = ((x * _MAP + z) * _MAP)[..., None] + y
+            before = known.gather(1, place.flatten(1)[..., None].expand(-1, -1, CLASSES)).view(*place.shape, CLASSES)
             with self.precision():
-                after = self.model.update(features[:, t], view, before)
+                after = self.model.update(features[:, t], columns, inner, angles, batch.climb[:, t], before)
             # A filter, not a recurrent net: the best map of each frame is also the best start for the next.
-            known = known.scatter(1, place, torch.where(asked[..., None], after.detach(), before))
-            labels = batch.labels[:, t].gather(1, chosen)
-            weight = weights[:, t].gather(1, chosen) * asked
-            error = F.cross_entropy(after.flatten(0, 1), labels.flatten(), reduction="none").view_as(weight)
+            kept = torch.where(asked[..., None, None] > 0, after.detach(), before[:, :, 0]).flatten(1, 2)
+            known = known.scatter(1, place[:, :, 0].flatten(1)[..., None].expand(-1, -1, CLASSES), kept)
+            index = chosen[..., None].expand(-1, -1, LAYERS)
+            labels = batch.labels[:, t].unflatten(1, (-1, LAYERS)).gather(1, index)
+            weight = weights[:, t].unflatten(1, (-1, LAYERS)).gather(1, index) * asked[..., None]
+            error = F.cross_entropy(after.flatten(0, 2), labels.flatten(), reduction="none").view_as(weight)
             total, mass = total + (error * weight).sum(), mass + weight.sum()
-            counted = asked & self._near[chosen] & (weight > _TOUCHED_WEIGHT * _HIDDEN_WEIGHT)
+            counted = self._near[chosen][..., None] & (weight > _TOUCHED_WEIGHT * _HIDDEN_WEIGHT)
             right = right + (counted & (after.argmax(-1) == labels)).sum()
-            solid, judged = solid + (counted & (labels == 1)).sum(), judged + counted.sum()
+            solid, judged = solid + (counted & (labels == SOLID)).sum(), judged + counted.sum()
         return total / mass, right / judged, solid / judged
 
     def after_step(self) -> None:

@@ -7,9 +7,12 @@ from decmem_env.model.pose_predictor import (
     FILE,
     LARGEST,
     LAYERS,
+    NEIGHBOURS,
     SIDE,
     PoseConfig,
     PosePredictor,
+    all_columns,
+    around,
     load_pose,
     save_pose,
     template,
@@ -29,19 +32,26 @@ def test_cells_lie_where_the_camera_sees_them(predictor):
     rng = np.random.default_rng(0)
     inner = rng.uniform(0, 1, (6, 3))
     angles = np.stack([rng.uniform(-75, 75, 6), rng.uniform(-180, 180, 6)], 1)
-    offsets = template()
-    view = predictor.view(offsets, torch.from_numpy(inner).float(), torch.from_numpy(angles).float())
+    columns = all_columns().expand(6, -1, -1)
+    spot, ahead, _ = predictor.look(columns, torch.from_numpy(inner).float(), torch.from_numpy(angles).float())
     cameras = camera_to_world(np.concatenate([inner, angles], 1))  # +x image left, +y up, +z forward
-    centres = offsets.numpy() + 0.5
-    for camera, place in zip(cameras, view.place.numpy(), strict=True):
-        local = (centres - camera[:3, 3]) @ camera[:3, :3]
-        np.testing.assert_allclose(place, local * [-1, 1, 1], atol=2e-5)
-    # 35 degrees above the middle is the upper edge; the width is 10 / 6 of the height.
-    ahead = view.place[..., 2] > 1
-    up, right = view.place[..., 1] / view.place[..., 2], view.place[..., 0] / view.place[..., 2]
-    edge = np.tan(np.radians(35))
-    np.testing.assert_allclose(view.spot[..., 1][ahead], -up[ahead] / edge, atol=1e-5)
-    np.testing.assert_allclose(view.spot[..., 0][ahead], right[ahead] / edge * 0.6, atol=1e-5)
+    centres = template().numpy() + 0.5
+    edge = np.tan(np.radians(35))  # the upper edge is 35 degrees above the middle; the width is 10 / 6 of the height
+    for camera, where, depth in zip(cameras, spot.flatten(1, 2).numpy(), ahead.flatten(1).numpy(), strict=True):
+        left, up, forward = ((centres - camera[:3, 3]) @ camera[:3, :3]).T
+        np.testing.assert_allclose(depth, forward, atol=2e-5)
+        far = forward > 1
+        np.testing.assert_allclose(where[far, 0], -left[far] / forward[far] / edge * 0.6, atol=1e-4)
+        np.testing.assert_allclose(where[far, 1], -up[far] / forward[far] / edge, atol=1e-4)
+
+
+def test_neighbours_turn_with_the_camera():
+    columns = torch.tensor([[[2, -3]]]).expand(3, -1, -1)
+    found = around(columns, torch.tensor([[0.0, 10.0], [30.0, 85.0], [0.0, -170.0]]))[:, 0] - torch.tensor([2, -3])
+    south, west, north, east = [0, 1], [-1, 0], [0, -1], [1, 0]
+    assert found[0].tolist() == [[0, 0], south, west, north, east]  # ahead, right, behind, left
+    assert found[1].tolist() == [[0, 0], west, north, east, south]
+    assert found[2].tolist() == [[0, 0], north, east, south, west]
 
 
 def test_a_frame_is_asked_about_what_is_in_sight_and_what_touches_the_player(predictor):
@@ -56,17 +66,21 @@ def test_a_frame_is_asked_about_what_is_in_sight_and_what_touches_the_player(pre
 
 
 def test_a_map_stays_within_bounds_and_sees_the_frame(predictor):
-    offsets = template()[: 4 * LAYERS]
-    inner, angles = torch.rand(2, 3), torch.tensor([[0.0, 10.0], [20.0, -100.0]])
-    view = predictor.view(offsets, inner, angles)
-    known = torch.zeros(2, len(offsets), 3)
+    columns = all_columns()[40:60].expand(2, -1, -1)
+    where = columns, torch.rand(2, 3), torch.tensor([[0.0, 10.0], [20.0, -100.0]]), torch.zeros(2)
+    known = torch.zeros(2, 20, 1 + NEIGHBOURS, LAYERS, 3)
     features = predictor.read(torch.randn(2, 64, 6, 10))
-    assert features.shape == (2, 48, 12, 20)
+    assert features.shape == (2, predictor.config.fine, 12, 20)
     for _ in range(200):
-        known = predictor.update(features, view, known)
-    assert known.abs().max() <= LARGEST
-    other = predictor.update(predictor.read(torch.randn(2, 64, 6, 10)), view, known)
-    assert not torch.equal(other, predictor.update(features, view, known))
+        known[:, :, 0] = predictor.update(features, *where, known)
+    assert 0 < known.abs().max() <= LARGEST
+    other = predictor.update(predictor.read(torch.randn(2, 64, 6, 10)), *where, known)
+    again = predictor.update(features, *where, known)
+    assert not torch.equal(other, again)
+    # Cells behind the camera's plane show nothing: their columns change by what is known only.
+    hidden = (predictor.look(*where[:3])[1] <= 0).all(-1)
+    assert hidden.any() and not hidden.all()
+    assert torch.equal(other[hidden], again[hidden])
 
 
 def test_weights_survive_a_file(predictor, tmp_path):

@@ -23,6 +23,7 @@ class SurroundingsBatch:
         cell: int64 [B, T, 3], the cell (x, y, z) that holds the feet.
         inner: float32 [B, T, 3], position of the feet in it.
         angles: float32 [B, T, 2], pitch and yaw in degrees.
+        climb: float32 [B, T], by how much the player rose since the frame before.
         labels: int64 [B, T, CELLS], air, solid or water, in the order of `pose_predictor.template`.
     """
 
@@ -30,6 +31,7 @@ class SurroundingsBatch:
     cell: Tensor
     inner: Tensor
     angles: Tensor
+    climb: Tensor
     labels: Tensor
 
 
@@ -94,11 +96,14 @@ class SurroundingsPool(LatentPool):
         index = start[:, None] + np.arange(frames)
         device = self.latents.device
         take = torch.from_numpy(which[:, None] * self.length + index).to(device)
-        cell, inner, angles = split_poses(torch.from_numpy(self.poses[which[:, None], index]))
+        poses = self.poses[which[:, None], index]
+        before = self.poses[which[:, None], np.maximum(index - 1, 0), 1]
+        cell, inner, angles = split_poses(torch.from_numpy(poses))
         return SurroundingsBatch(
             self.latents.flatten(0, 1)[take].float(),
             cell.to(device),
             inner.to(device),
             angles.to(device),
+            torch.from_numpy(poses[..., 1] - before).float().to(device),
             self.labels.flatten(0, 1)[take].long(),
         )
