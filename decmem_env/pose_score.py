@@ -1,6 +1,7 @@
 """How far poses from the model drift from the true physics, beside dead reckoning: `decmem pose`.
 
-The walks run into walls (trajectory kind `contact`); every method gets the start and the actions. `open`: the model
+The walks look around once, as every start in a voxel world does, and then run into walls (trajectory kind `contact`);
+every method gets the start and the actions. `open`: the model
 sees the true frames at the true poses, and the errors of its steps add up. `closed`: the frames are the true world's,
 drawn at the predicted pose. `dreamed`: the model observed the true walk, then dreams it anew from its start, each frame
 at the predicted pose; the map of blocks begins empty and sees dreamed latents only. `kinematic`: dead reckoning.
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .conventions.actions import noop
+from .conventions.actions import noop, parse_action_string
 from .conventions.poses import integrate_kinematic
 from .predicted_player import PredictedPlayer, PredictedPlayers
 from .results import Record, record
+from .scene import LOOK_AROUND
 from .worlds import Renderer, World, generate_world, sample_trajectories
 from .worlds.player import GRAVITY
 
@@ -40,15 +42,18 @@ class Walks:
 
     Attributes:
         worlds: One for each of n walks.
-        actions: float32 [n, T + 1, 25]; the first is the reset no-op.
-        poses: float64 [n, T + 1, 5].
-        contact: float64 [n], share of steps that a wall held back.
+        actions: float32 [n, 1 + L + T, 25]; first the reset no-op, then L turns to look around, then the T steps that
+            are scored.
+        poses: float64 [n, 1 + L + T, 5].
+        steps: T.
+        contact: float64 [n], share of the T steps that a wall held back.
         changed: float64 [n], share of steps that the world changed: walls, steps, falls, water.
     """
 
     worlds: list[World]
     actions: NDArray[np.float32]
     poses: NDArray[np.float64]
+    steps: int
     contact: NDArray[np.float64]
     changed: NDArray[np.float64]
 
@@ -70,22 +75,33 @@ def contact_walks(seeds: Sequence[int], steps: int) -> Walks:
             drawn = sample_trajectories([world], steps + 1, rng, "contact", bool(number % 2), _CANDIDATES)
             contact, changed = contact_shares(drawn.actions[0], drawn.poses[0])
             if contact >= LEAST_CONTACT:
-                found.append((world, drawn.actions[0], drawn.poses[0], contact, changed))
+                found.append((world, *_looking_around(drawn.actions[0], drawn.poses[0]), contact, changed))
                 break
         else:
             raise ValueError(f"world {seed}: no walk of {steps} steps touches walls often enough: choose another seed")
     worlds, actions, poses, shares, others = zip(*found, strict=True)
-    return Walks(list(worlds), np.stack(actions), np.stack(poses), np.array(shares), np.array(others))
+    return Walks(list(worlds), np.stack(actions), np.stack(poses), steps, np.array(shares), np.array(others))
+
+
+def _looking_around(
+    actions: NDArray[np.float32], poses: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """A walk [T + 1] that first turns once around."""
+    turns, turned = parse_action_string(LOOK_AROUND), [poses[0]]
+    for action in turns:
+        turned.append(integrate_kinematic(turned[-1], action))
+    turned[-1] = poses[0]  # rounding
+    return np.concatenate([actions[:1], turns, actions[1:]]), np.concatenate([turned, poses[1:]])
 
 
 def contact_shares(actions: NDArray[np.float32], poses: NDArray[np.float64]) -> tuple[float, float]:
-    """Shares of steps of a walk [T + 1] held back by walls (or slowed by water), and changed by the world at all."""
+    """Shares of steps of a walk [T + 1] held back by walls or water, and changed by the world at all."""
     off = np.abs(poses[1:, :3] - integrate_kinematic(poses[:-1], actions[1:])[:, :3])
     return float((np.hypot(off[:, 0], off[:, 2]) > _TOUCH).mean()), float((off.max(-1) > _TOUCH).mean())
 
 
 def reckoned(walks: Walks) -> NDArray[np.float64]:
-    """Poses by dead reckoning from the start of each walk, float64 [n, T + 1, 5]."""
+    """Poses by dead reckoning from the start of each walk, float64 [n, 1 + L + T, 5]."""
     poses = [walks.poses[:, 0]]
     for t in range(1, walks.actions.shape[1]):
         poses.append(integrate_kinematic(poses[-1], walks.actions[:, t]))
@@ -110,7 +126,7 @@ class Scorer:
         self.blocks = torch.from_numpy(np.stack([world.blocks for world in walks.worlds])).to(model.device)
 
     def run(self, method: str) -> NDArray[np.float64]:
-        """Predicted poses of a method, float64 [n, T + 1, 5]."""
+        """Predicted poses of a method, float64 [n, 1 + L + T, 5]."""
         return {"open": self.open, "closed": self.closed, "dreamed": self.dreamed}[method]()
 
     def frames(self, poses: NDArray[np.float64]) -> torch.Tensor:
@@ -181,9 +197,9 @@ def set_right(
     player.place(true, rise)
 
 
-def errors(predicted: NDArray[np.float64], true: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distances in blocks after each step, float64 [n, T]."""
-    return np.linalg.norm(predicted[:, 1:, :3] - true[:, 1:, :3], axis=-1)
+def errors(predicted: NDArray[np.float64], walks: Walks) -> NDArray[np.float64]:
+    """Distances in blocks after each scored step, float64 [n, T], of poses float64 [n, 1 + L + T, 5]."""
+    return np.linalg.norm(predicted[:, -walks.steps :, :3] - walks.poses[:, -walks.steps :, :3], axis=-1)
 
 
 def records(walks: Walks, results: Mapping[str, NDArray[np.float64]], device: str) -> list[Record]:
@@ -191,27 +207,26 @@ def records(walks: Walks, results: Mapping[str, NDArray[np.float64]], device: st
 
     Args:
         walks: What was walked.
-        results: Poses float64 [n, T + 1, 5] by method; `kinematic` must be there.
+        results: Poses float64 [n, 1 + L + T, 5] by method; `kinematic` must be there.
         device: Where the model ran.
 
     Returns:
         Contact shares, then for each method the mean error over steps and walks and the gain on dead reckoning.
     """
-    count, steps = len(walks.worlds), walks.actions.shape[1] - 1
-    facts = {"walks": count, "steps": steps}
+    facts = {"walks": len(walks.worlds), "steps": walks.steps}
     found = [
         record("steps held back by walls", 100.0 * walks.contact.mean(), "%", bar=100.0 * LEAST_CONTACT, device=device),
         record("steps changed by walls, steps, falls, water", 100.0 * walks.changed.mean(), "%", device=device),
     ]
-    reckoning = errors(results["kinematic"], walks.poses)
+    reckoning = errors(results["kinematic"], walks)
     for method, poses in results.items():
-        error = errors(poses, walks.poses)
+        error = errors(poses, walks)
         details = {
             **facts,
             "median_walk": float(np.median(error.mean(1))),
             "last_step": float(error[:, -1].mean()),
             "by_walk": error.mean(1),
-            "heights": float(np.abs(poses[:, 1:, 1] - walks.poses[:, 1:, 1]).mean()),
+            "heights": float(np.abs(poses[:, -walks.steps :, 1] - walks.poses[:, -walks.steps :, 1]).mean()),
         }
         bar = None if method == "kinematic" else MOST_ERROR
         found.append(

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     say(f"drawing {len(options.seeds)} walks of {options.frames} steps")
     walks = contact_walks(options.seeds, options.frames)
     results = {"kinematic": reckoned(walks)}
-    with Bar(len(walks.worlds) * options.frames * len(methods), "walking") as bar:
+    with Bar(len(walks.worlds) * walks.actions.shape[1] * len(methods), "walking") as bar:
         scorer = Scorer(model, walks, bar.add, steps=options.steps)
         for method in methods:
             bar.title(method)

@@ -28,11 +28,11 @@ def walks():
 
 @pytest.mark.parametrize("method", ["open", "closed"])
 def test_with_a_true_map_a_player_moves_as_the_true_one(walks, method, monkeypatch):
-    assert walks.contact.min() >= 0.2 and errors(reckoned(walks), walks.poses).mean() > 1.5
+    assert walks.contact.min() >= 0.2 and errors(reckoned(walks), walks).mean() > 1.5
     scorer = Scorer.__new__(Scorer)
     scorer.walks, scorer.progress, scorer.players = walks, lambda count: None, TrueSight(walks.worlds)
     monkeypatch.setattr(Scorer, "_latents", lambda self, poses: None)
-    assert errors(scorer.run(method), walks.poses).max() < 1e-6
+    assert errors(scorer.run(method), walks).max() < 1e-6
 
 
 def test_the_map_moves_along_on_long_ways():
