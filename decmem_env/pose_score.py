@@ -1,10 +1,10 @@
 """How far poses from the model drift from the true physics, beside dead reckoning: `decmem pose`.
 
 The walks look around once, as every start in a voxel world does, and then run into walls (trajectory kind `contact`);
-every method gets the start and the actions. `open`: the model
-sees the true frames at the true poses, and the errors of its steps add up. `closed`: the frames are the true world's,
-drawn at the predicted pose. `dreamed`: the model observed the true walk, then dreams it anew from its start, each frame
-at the predicted pose; the map of blocks begins empty and sees dreamed latents only. `kinematic`: dead reckoning.
+every method gets the start and the actions. `true`: the model sees true frames; `dream`: it observed the true walk and
+dreams it anew from its start, and the map of blocks, empty at first, sees dreamed latents only. `open`: frames from the
+true poses, and the errors of the predicted steps add up; `closed`: frames from the predicted poses, where a wall that
+was missed leads elsewhere. `kinematic`: dead reckoning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .conventions.actions import noop, parse_action_string
+from .conventions.actions import parse_action_string
 from .conventions.poses import integrate_kinematic
 from .predicted_player import PredictedPlayer, PredictedPlayers
 from .results import Record, record
@@ -25,7 +25,7 @@ from .scene import LOOK_AROUND
 from .worlds import Renderer, World, generate_world, sample_trajectories
 from .worlds.player import GRAVITY
 
-METHODS = ("open", "closed", "dreamed")
+METHODS = ("true_open", "true_closed", "dream_open", "dream_closed")
 LEAST_CONTACT = 0.2
 MOST_ERROR = 1.0  # blocks
 LEAST_GAIN = 2.0  # of dead reckoning's error over the predictor's
@@ -34,6 +34,7 @@ _TRIES = 16
 _CANDIDATES = 6
 
 Progress = Callable[[int], None]
+Look = Callable[[int, NDArray[np.float64]], torch.Tensor]  # (t, poses [n, 5]) -> latents [n, C, h, w]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,27 +123,29 @@ class Scorer:
         self.model, self.walks, self.progress, self.sampling = model, walks, progress, sampling
         self.players = PredictedPlayers(model.pose_predictor, model.device)
         config = model.config
-        self.renderer = Renderer(config.height, config.frame_width, device=str(model.device))
-        self.blocks = torch.from_numpy(np.stack([world.blocks for world in walks.worlds])).to(model.device)
+        self._renderer = Renderer(config.height, config.frame_width, device=str(model.device))
+        self._blocks = torch.from_numpy(np.stack([world.blocks for world in walks.worlds])).to(model.device)
 
     def run(self, method: str) -> NDArray[np.float64]:
         """Predicted poses of a method, float64 [n, 1 + L + T, 5]."""
-        return {"open": self.open, "closed": self.closed, "dreamed": self.dreamed}[method]()
+        frames, loop = method.split("_")
+        follow = self.open if loop == "open" else self.closed
+        if frames == "true":
+            return follow(self.true_latents)
+        sessions = self._remembering()
+        try:
+            return follow(lambda t, poses: self._dreamed_latents(sessions, t, poses))
+        finally:
+            for session in sessions:
+                session.close()
 
-    def frames(self, poses: NDArray[np.float64]) -> torch.Tensor:
-        """The true worlds seen from poses [n, 5], uint8 [n, H, W, 3]."""
-        return self.renderer.render(self.blocks, np.arange(len(poses)), poses).rgb
-
-    def _latents(self, poses: NDArray[np.float64]) -> torch.Tensor:
-        return self.model.autoencoder.encode(self.frames(poses))
-
-    def open(self) -> NDArray[np.float64]:
-        """True frames at true poses; the predicted changes add up."""
+    def open(self, latents: Look) -> NDArray[np.float64]:
+        """Frames at the true poses; the predicted changes add up."""
         walks = self.walks
         players = [PredictedPlayer(pose) for pose in walks.poses[:, 0]]
         total = [walks.poses[:, 0].copy()]
         for t in range(1, walks.actions.shape[1]):
-            self.players.observe(players, self._latents(walks.poses[:, t - 1]))
+            self.players.observe(players, latents(t - 1, walks.poses[:, t - 1]))
             made = self.players.move(players, walks.actions[:, t])
             step = made - walks.poses[:, t - 1]
             total.append(np.concatenate([total[-1][:, :3] + step[:, :3], made[:, 3:]], 1))
@@ -151,39 +154,34 @@ class Scorer:
             self.progress(len(players))
         return np.stack(total, 1)
 
-    def closed(self) -> NDArray[np.float64]:
-        """True frames at predicted poses."""
+    def closed(self, latents: Look) -> NDArray[np.float64]:
+        """Frames at the predicted poses."""
         players = [PredictedPlayer(pose) for pose in self.walks.poses[:, 0]]
         poses = [self.walks.poses[:, 0]]
         for t in range(1, self.walks.actions.shape[1]):
-            self.players.observe(players, self._latents(poses[-1]))
+            self.players.observe(players, latents(t - 1, poses[-1]))
             poses.append(self.players.move(players, self.walks.actions[:, t]))
             self.progress(len(players))
         return np.stack(poses, 1)
 
-    def dreamed(self) -> NDArray[np.float64]:
-        """Dreamed frames at predicted poses, after the true walk was observed."""
-        walks, model = self.walks, self.model
+    def true_latents(self, t: int, poses: NDArray[np.float64]) -> torch.Tensor:
+        """What the autoencoder makes of the true worlds seen from poses [n, 5]."""
+        return self.model.autoencoder.encode(self._renderer.render(self._blocks, np.arange(len(poses)), poses).rgb)
+
+    def _remembering(self) -> list[Any]:
+        """Sessions that have observed the true walks."""
         sessions = []
-        for i in range(len(walks.worlds)):
-            session = model.start(seed=i, **self.sampling)
-            index = np.full(walks.poses.shape[1], i)
-            film = self.renderer.render(self.blocks, index, walks.poses[i]).rgb
-            session.observe(film, walks.actions[i], walks.poses[i])
+        for i, poses in enumerate(self.walks.poses):
+            session = self.model.start(seed=i, **self.sampling)
+            film = self._renderer.render(self._blocks, np.full(len(poses), i), poses).rgb
+            session.observe(film, self.walks.actions[i], poses)
             sessions.append(session)
-        players = [PredictedPlayer(pose) for pose in walks.poses[:, 0]]
-        poses = [walks.poses[:, 0]]
-        still = np.repeat(noop()[None], len(players), 0)
-        for t in range(walks.actions.shape[1]):
-            if t:
-                poses.append(self.players.move(players, walks.actions[:, t]))
-            held = walks.actions[:, t] if t else still
-            model.step(sessions, held[:, None], poses[-1][:, None], decode=False)
-            self.players.observe(players, torch.stack([session.pending.latents[-1] for session in sessions]))
-            self.progress(len(players))
-        for session in sessions:
-            session.close()
-        return np.stack(poses, 1)
+        return sessions
+
+    def _dreamed_latents(self, sessions: list[Any], t: int, poses: NDArray[np.float64]) -> torch.Tensor:
+        """Dream the frame to which the actions at `t` led, from poses [n, 5]."""
+        self.model.step(sessions, self.walks.actions[:, t, None], poses[:, None], decode=False)
+        return torch.stack([session.pending.latents[-1] for session in sessions])
 
 
 def set_right(

@@ -22,10 +22,10 @@ from .common import (
 _EXAMPLES = """\
 decmem pose --checkpoint runs/pose                          the bar: 300 steps, 32 test worlds
 decmem pose --checkpoint runs/pose --seeds 7000000-7000007  while choosing (validation worlds)
-decmem pose --methods open,closed --json docs/results/pose.json
+decmem pose --checkpoint runs/pose --methods true_open,dream_open --json docs/results/pose.json
 
-open: true frames at true poses, errors add up; closed: true frames at the predicted pose; dreamed: the model's own
-frames at the predicted pose, after it observed the true walk. kinematic (dead reckoning) is printed beside each."""
+true: the model sees true frames; dream: its own, after it observed the true walk. open: from the true poses, the errors
+of the predicted steps add up; closed: from the predicted poses. Dead reckoning (kinematic) is printed beside them."""
 
 
 def add_parser(commands: Any) -> None:
@@ -41,7 +41,9 @@ def add_parser(commands: Any) -> None:
         "--seeds", type=seed_range, default=range(8_000_000, 8_000_032), metavar="A-B", help="worlds, one walk each"
     )
     parser.add_argument("--frames", type=positive, default=300, metavar="N", help="steps of a walk (default: 300)")
-    parser.add_argument("--methods", default="open,closed,dreamed", metavar="M,M", help="default: open,closed,dreamed")
+    parser.add_argument(
+        "--methods", metavar="M,M", help="of true_open, true_closed, dream_open, dream_closed (default: all)"
+    )
     parser.add_argument("--json", type=Path, metavar="F.json", help="also write the records, and F.md beside them")
     add_model_options(parser)
     parser.set_defaults(run=run)
@@ -54,11 +56,11 @@ def run(options: argparse.Namespace) -> int:
     from ..predicted_player import NO_PREDICTOR
     from ..results import page, write_results
 
-    methods = tuple(options.methods.split(","))
+    methods = tuple(options.methods.split(",")) if options.methods else METHODS
     if unknown := sorted(set(methods) - set(METHODS)):
         raise CommandError(f"--methods {unknown[0]}: expected some of {', '.join(METHODS)}")
     device = resolve_device(options.device)
-    model = load_model(options.checkpoint, device, generous_budget(device) if "dreamed" in methods else None)
+    model = load_model(options.checkpoint, device, generous_budget(device))
     if model.pose_predictor is None:
         raise CommandError(f"--checkpoint {options.checkpoint}: it has no {NO_PREDICTOR}")
     say(f"drawing {len(options.seeds)} walks of {options.frames} steps")

@@ -21,7 +21,7 @@ def test_scores_every_method_and_writes_records(tmp_path, capsys):
     assert status == (0 if all(item["met"] is not False for item in found.values()) else 1)
     contact = found["steps held back by walls"]
     assert contact["value"] >= 20 and contact["met"] and contact["bar"] == 20
-    for method in ("open", "closed", "dreamed"):
+    for method in ("true_open", "true_closed", "dream_open", "dream_closed"):
         error, gain = found[f"{method}: mean error"], found[f"{method}: kinematic error over it"]
         assert error["value"] > 0 and error["bar"] == 1 and error["met"] == (error["value"] <= 1)
         assert len(error["details"]["by_walk"]) == 2 and error["details"]["steps"] == 40
@@ -34,5 +34,5 @@ def test_scores_every_method_and_writes_records(tmp_path, capsys):
 def test_bad_input_is_named(capsys):
     assert main(["pose", "--checkpoint", "debug", "--device", "cpu"]) == 2
     assert "decmem train pose" in capsys.readouterr().err
-    assert main(["pose", "--checkpoint", "debug", "--methods", "open,guess"]) == 2
+    assert main(["pose", "--checkpoint", "debug", "--methods", "true_open,guess"]) == 2
     assert "guess" in capsys.readouterr().err

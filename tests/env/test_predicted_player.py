@@ -26,12 +26,12 @@ def walks():
     return contact_walks(range(7_000_000, 7_000_003), 150)
 
 
-@pytest.mark.parametrize("method", ["open", "closed"])
+@pytest.mark.parametrize("method", ["true_open", "true_closed"])
 def test_with_a_true_map_a_player_moves_as_the_true_one(walks, method, monkeypatch):
     assert walks.contact.min() >= 0.2 and errors(reckoned(walks), walks).mean() > 1.5
     scorer = Scorer.__new__(Scorer)
     scorer.walks, scorer.progress, scorer.players = walks, lambda count: None, TrueSight(walks.worlds)
-    monkeypatch.setattr(Scorer, "_latents", lambda self, poses: None)
+    monkeypatch.setattr(Scorer, "true_latents", lambda self, t, poses: None)
     assert errors(scorer.run(method), walks).max() < 1e-6
 
 
