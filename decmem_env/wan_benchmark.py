@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -20,19 +19,17 @@ if TYPE_CHECKING:
     import torch
 
     from .model import WorldModel
+    from .model.checkpoint import Checkpoint
     from .model.session import Session, Settings
     from .model.taehv import TinyVideoDecoder
 
 CHECK_BOUND = {"bfloat16": 2e-2, "float16": 4e-3, "float32": 1e-4}
 PREFIX, CHUNKS, FEW_STEPS = 56, 8, 4
 HISTORIES, LAYER_HISTORY, LAYERS = (56, 150, 600), 2400, 4
-MINUTE, CARD_BYTES = 150, 22 << 30  # latents of a minute at 10 frames/s; what a card of 24 GB leaves free
 _AT_ONCE = 16
 
 
-def random_model(
-    preset: str, device: str, dtype: torch.dtype, latents: int, memory_dtype: str | None = None, **changes: Any
-) -> WorldModel:
+def random_model(preset: str, device: str, dtype: torch.dtype, latents: int, **changes: Any) -> WorldModel:
     """A model of random weights in which every part matters.
 
     Args:
@@ -40,16 +37,26 @@ def random_model(
         device: Where.
         dtype: Of products, keys and values.
         latents: Latent frames that its memory must hold.
-        memory_dtype: `int8` for keys and values in 8 bits.
         **changes: Of the preset.
     """
     import torch
+
+    from .model import WorldModel
+    from .model.memory import page_bytes
+
+    loaded = random_checkpoint(preset, device, **changes)
+    budget = (latents + 8 * loaded.config.chunk) * page_bytes(loaded.config, dtype)
+    return WorldModel(loaded, torch.device(device), dtype, memory_budget=budget, host_budget=0)
+
+
+def random_checkpoint(preset: str, device: str, **changes: Any) -> Checkpoint:
+    """The weights of `random_model`."""
+    import torch
     from torch import nn
 
-    from .model import WorldModel, autoencoders
+    from .model import autoencoders
     from .model.checkpoint import Checkpoint
     from .model.config import preset as sizes
-    from .model.memory_layout import frame_bytes, page_bytes
     from .model.transformer import WorldTransformer
 
     config = sizes(preset).with_overrides(**changes)
@@ -66,13 +73,7 @@ def random_model(
         nn.init.normal_(transformer.head.weight, std=config.width**-0.5)
         nn.init.normal_(cast(Any, transformer.action)[2].weight, std=config.width**-0.5)
     transformer.eval().requires_grad_(False).to(place)
-    loaded = Checkpoint(f"random {preset}", "0" * 64, config, transformer, autoencoders.place(autoencoder, place))
-    count = latents + 8 * config.chunk
-    budget = count * page_bytes(config, dtype, memory_dtype)
-    if memory_dtype is not None:  # copies of what a layer retrieves, at most everything
-        layer = frame_bytes(config, dtype).page // config.depth
-        budget = (budget + count * layer) * 17 // 16
-    return WorldModel(loaded, place, dtype, memory_budget=budget, memory_dtype=memory_dtype, host_budget=0)
+    return Checkpoint(f"random {preset}", "0" * 64, config, transformer, autoencoders.place(autoencoder, place))
 
 
 def random_fast_decoder(device: str, dtype: torch.dtype) -> TinyVideoDecoder:
@@ -94,15 +95,15 @@ def filled_session(model: WorldModel, latents: int) -> Session:
     session = model.start(0)
     session.origin = _poses(1)[0]
     count = latents - true
-    slots = pool.allocate(count)
-    for start in range(0, count, _AT_ONCE):
-        part = torch.from_numpy(slots[start : start + _AT_ONCE]).to(model.device)
+    for start in range(0, count, _AT_ONCE):  # in parts, so that the first may move to the host
+        slots = pool.allocate(min(_AT_ONCE, count - start), session.bank.last)
+        part = torch.from_numpy(slots).to(model.device)
         for layer in range(cfg.depth):
             shape = (len(part), cfg.heads, cfg.tokens, cfg.head_dim)
             keys, values = (torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2))
             means = keys.unflatten(2, (cfg.blocks_per_frame, -1)).mean(3, dtype=torch.float32)
             pool.write(layer, part, keys, values, means)
-    session.bank.append(slots, np.arange(count), np.repeat(_poses(1), count, 0))
+        session.bank.append(slots, np.arange(start, start + len(slots)), np.repeat(_poses(1), len(slots), 0))
     session.next_frame = count
     observe(session, true)
     return session
@@ -277,56 +278,6 @@ def histories(model: WorldModel, lengths: tuple[int, ...], dense: bool) -> list[
         session.close()
         rows.append(row)
     return rows
-
-
-def card(
-    preset: str, device: str, dtype: torch.dtype, prefix: int = PREFIX, minute: int = MINUTE, limit: int = CARD_BYTES
-) -> dict[str, float]:
-    """The last chunks of a minute on a small card, keys and values in 8 bits, beside the same without a limit.
-
-    Both begin with the same random memory and noise. On CUDA the process may not take more than the limit.
-
-    Args:
-        preset: Of `model.config`.
-        device: Where.
-        dtype: Of the products.
-        prefix: Latents that were observed first.
-        minute: Latents generated when the chunks are timed.
-        limit: Bytes.
-
-    Returns:
-        `peak_bytes` (everything torch has taken, weights and decoder included), `frames_per_second` and
-        `unlimited_frames_per_second` with the full decoder, `relative_error` of the first chunk's latents.
-    """
-    import gc
-
-    import torch
-
-    found: dict[str, float] = {}
-    latents: list[torch.Tensor] = []
-    cuda = torch.device(device).type == "cuda"
-    for name, memory_dtype in (("unlimited_", None), ("", "int8")):
-        if cuda:
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-            whole = torch.cuda.get_device_properties(device).total_memory
-            torch.cuda.set_per_process_memory_fraction(1.0 if memory_dtype is None else limit / whole, device)
-        model = random_model(preset, device, dtype, prefix + minute, memory_dtype)
-        session = filled_session(model, prefix + minute - 3 * model.config.chunk)
-        session.decode_context()
-        step(session, decode=True)
-        assert session.pending is not None
-        latents.append(session.pending.latents.float().clone())
-        seconds = statistics.median(timed(model, partial(step, session, decode=True)) for _ in range(2))
-        found[f"{name}frames_per_second"] = model.frames_per_step / seconds
-        found[f"{name}peak_bytes"] = float(torch.cuda.max_memory_reserved(device)) if cuda else 0.0
-        session.close()
-        del model, session
-    if cuda:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
-    found["relative_error"] = float((latents[1] - latents[0]).norm() / latents[0].norm())
-    return found
 
 
 def layer_growth(preset: str, device: str, dtype: torch.dtype, lengths: tuple[int, int], layers: int) -> dict[str, Any]:

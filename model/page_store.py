@@ -157,6 +157,12 @@ class PageStore:
             if pages.scales is not None:
                 self._scales[layer].index_copy_(2, index, pages.scales[layer].to(self.device))
 
+    @property
+    def allocated(self) -> int:
+        """Bytes of the tensors on the device."""
+        held = (*self._keys, *self._values, *self._pooled, *self._scales)
+        return sum(t.numel() * t.element_size() for t in held)
+
     def move_to_host(self, slot: int) -> None:
         """Move a frame's keys and values from the device to the host."""
         assert self.host is not None

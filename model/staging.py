@@ -66,6 +66,9 @@ class Staging:
 
     Args:
         pool: Of the pages; its layout says how many stages there are and how large they are.
+
+    Attributes:
+        ahead: Whether layers that share stages have blocks copied before their lists are known.
     """
 
     def __init__(self, pool: PagePool) -> None:
@@ -78,16 +81,23 @@ class Staging:
             # The last block of a frame has fewer real keys. Sizes are the same for all heads, so it has its own places.
             cut -= min(-(-cut // 4), pool.limit)
             self._parts = [_Part(0, blocks - 1, 0, cut), _Part(blocks - 1, blocks, cut, self.places)]
+        self.ahead = True
         self._fetched = torch.zeros((), dtype=torch.int64, device=pool.device)
         self._before = self._fetched.clone()
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._held = self._used = torch.zeros(0)
+        # By layer and head; places count from 1, and place 0 and the block after the last stand for none.
+        self._held = self._used = self._place = torch.zeros(0, dtype=torch.int64)
         self._owner: list[int] = []
-        self._clock = 0
+        self._clock = self._pass = 0
+        self._seen: list[int] = []
         self._sizes: Tensor | None = None
         self._stream: torch.cuda.Stream | None = None
         self._ready: dict[int, torch.cuda.Event] = {}
+
+    @property
+    def _none(self) -> int:
+        return self.pool.limit * self.pool.config.blocks_per_frame
 
     def _open(self) -> None:
         """Take the stages' bytes, on first use."""
@@ -96,9 +106,11 @@ class Staging:
         self._keys, self._values = (
             [torch.zeros(rows, dtype=self.pool.dtype, device=device) for _ in range(self.stages)] for _ in range(2)
         )
-        shape = (cfg.depth, cfg.heads, self.places)
-        self._held = torch.full(shape, -1, dtype=torch.int32, device=device)
-        self._used = torch.zeros(shape, dtype=torch.int32, device=device)
+        shape = (cfg.depth, cfg.heads, 1 + self.places)
+        self._held = torch.full(shape, self._none, dtype=torch.int64, device=device)
+        self._used = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._place = torch.zeros(cfg.depth, cfg.heads, self._none + 1, dtype=torch.int32, device=device)
+        self._seen = [0] * cfg.depth
         self._owner = [-1] * self.stages
         if cfg.padding:
             self._sizes = torch.full((self.places,), cfg.block_tokens, dtype=torch.int32, device=device)
@@ -110,16 +122,17 @@ class Staging:
         """These slots will hold other frames."""
         if not self._keys:
             return
-        gone = torch.zeros(self.pool.limit + 1, dtype=torch.bool, device=self.pool.device)
-        gone[torch.from_numpy(slots).to(self.pool.device)] = True
-        frames = torch.div(self._held, self.pool.config.blocks_per_frame, rounding_mode="floor")  # -1 stays -1
-        self._held.masked_fill_(gone[frames.long()], -1)
+        blocks = self.pool.config.blocks_per_frame
+        gone = torch.from_numpy((slots[:, None] * blocks + np.arange(blocks)).ravel()).to(self.pool.device)
+        places = self._place[:, :, gone].long()
+        self._held.scatter_(2, places, self._none)
+        self._place[:, :, gone] = 0
 
     def begin(self, retrieves: bool) -> None:
         """A pass begins."""
         if not self._keys:
             self._open()
-        self._clock += 1
+        self._pass = self._clock
         if retrieves:
             self.prefetch(0)
 
@@ -127,27 +140,32 @@ class Staging:
         """Begin to copy what a layer retrieved last time; call it when the layer before is about to be computed."""
         cfg = self.pool.config
         stage = layer % self.stages
-        if self.pool.host is None or self.stages in (1, cfg.depth) or layer >= cfg.depth:
+        if not self.ahead or self.pool.host is None or self.stages in (1, cfg.depth) or layer >= cfg.depth:
             return
         self._owner[stage] = layer
+        held, used = self._held[layer], self._used[layer]
+        self._drop(layer, used <= self._seen[layer])  # only what the last pass retrieved
         if self._stream is None:
-            self._copy(layer, self._held[layer])
+            self._copy(layer, held[:, 1:])
             return
         main = torch.cuda.current_stream(self.pool.device)
         self._stream.wait_stream(main)
         with torch.cuda.stream(self._stream):
-            self._copy(layer, self._held[layer], _PROGRAMS_BESIDE)
+            self._copy(layer, held[:, 1:], _PROGRAMS_BESIDE)
             self._ready[layer] = self._stream.record_event()
 
+    def _drop(self, layer: int, places: Tensor) -> None:
+        """Forget what these places hold, bool [H, 1 + S]."""
+        held = self._held[layer]
+        self._place[layer].scatter_(1, torch.where(places, held, self._none), 0)
+        held.masked_fill_(places, self._none)
+
     def _copy(self, layer: int, blocks: Tensor, programs: int | None = None) -> None:
-        """Copy blocks int32 [H, S] to their places, and count those that come from the host."""
-        source, parts = self.pool.source(layer), self.pool.config.blocks_per_frame
+        """Copy blocks int64 [H, S] to their places."""
+        named = torch.where(blocks < self._none, blocks, -1).int()
         stage = layer % self.stages
         out = self._keys[stage], self._values[stage]
-        gather_blocks(source, blocks, out, self.pool.config.block_tokens, programs)
-        if source.host is not None:
-            far = source.where[torch.div(blocks, parts, rounding_mode="floor").long()] < 0
-            self._fetched += (far & (blocks >= 0)).sum()
+        gather_blocks(self.pool.source(layer), named, out, self.pool.config.block_tokens, programs, self._fetched)
 
     def window(self, layer: int, working: Working) -> tuple[Tensor, Tensor, Tensor]:
         """Copy the frames of the local attention.
@@ -176,19 +194,25 @@ class Staging:
         most = lists.lists.shape[0] * lists.lists.shape[2] * lists.lists.shape[3]
         if all(min(most, self.pool.limit * (p.last - p.first)) <= p.stop - p.start for p in self._parts):
             return True
-        needed = self._needed(lists)[0][:, :-1].unflatten(1, (self.pool.limit, -1))
-        counts = [int(needed[:, :, p.first : p.last].sum((1, 2)).max()) for p in self._parts]
+        blocks, new = self._distinct(self._index(lists).flatten(1))
+        counts = [int((new & self._is_of(part, blocks)).sum(1).max()) for part in self._parts]
         return all(count <= p.stop - p.start for count, p in zip(counts, self._parts, strict=True))
 
-    def _needed(self, lists: BlockLists) -> tuple[Tensor, Tensor]:
-        """Which blocks are listed, bool [H, F * M + 1], and the lists int64 [H, B, Q, k] with F * M for no block."""
-        nothing = self.pool.limit * self.pool.config.blocks_per_frame
+    def _index(self, lists: BlockLists) -> Tensor:
+        """Lists as int64 [H, B, Q, k], with `_none` where nothing is listed."""
         listed = torch.arange(lists.lists.shape[3], device=lists.lists.device) < lists.counts[..., None]
-        index = torch.where(listed, lists.lists, nothing).transpose(0, 1).long()
-        needed = torch.zeros(index.shape[0], nothing + 1, dtype=torch.bool, device=index.device)
-        needed.scatter_(1, index.flatten(1), True)
-        needed[:, nothing] = False
-        return needed, index
+        return torch.where(listed, lists.lists, self._none).transpose(0, 1).long()
+
+    def _distinct(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Blocks [H, n] in ascending order, and which of them are the first of their kind (and not `_none`)."""
+        ordered = blocks.sort(1).values
+        new = ordered != self._none
+        new[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+        return ordered, new
+
+    def _is_of(self, part: _Part, blocks: Tensor) -> Tensor:
+        inside = blocks % self.pool.config.blocks_per_frame
+        return (part.first <= inside) & (inside < part.last)
 
     def fetch(self, layer: int, lists: BlockLists) -> Staged:
         """Copy the listed blocks that the stage does not hold.
@@ -200,42 +224,38 @@ class Staging:
         Returns:
             What to attend to; it stands until the next call for a layer that shares the stage.
         """
-        blocks = self.pool.config.blocks_per_frame
         event = self._ready.pop(layer, None)
         if event is not None:
             torch.cuda.current_stream(self.pool.device).wait_event(event)
-        stage, held, used = layer % self.stages, self._held[layer], self._used[layer]
+        stage, held, used, place_of = layer % self.stages, self._held[layer], self._used[layer], self._place[layer]
         if self._owner[stage] != layer:
             self._owner[stage] = layer
-            held.fill_(-1)
-        needed, index = self._needed(lists)
-        nothing = needed.shape[1] - 1
-        place_of = torch.zeros(needed.shape, dtype=torch.int64, device=needed.device)
-        had = torch.where(held < 0, nothing, held).long()
-        kept = needed.gather(1, had)
-        place_of.scatter_(1, had, torch.arange(1, self.places + 1, device=had.device).expand_as(had))  # 0: not here
-        missing = (needed & (place_of == 0))[:, :-1].unflatten(1, (-1, blocks))
-        order_by = torch.where(kept, self._clock + 1, used)  # those used earlier in this pass may go
-        fresh = torch.full_like(held, -1)
-        names = torch.arange(nothing, dtype=torch.int32, device=held.device).view(-1, blocks)
+            held.fill_(self._none)
+            place_of.zero_()
+        self._clock += 1
+        self._seen[layer] = self._pass
+        index = self._index(lists)
+        listed = index.flatten(1)
+        here = place_of.gather(1, listed).long()
+        used.scatter_(1, here, self._clock)
+        blocks, new = self._distinct(torch.where(here == 0, listed, self._none))
+        target = torch.zeros_like(blocks)
         for part in self._parts:
-            mine, span = missing[:, :, part.first : part.last], slice(part.start, part.stop)
-            oldest = order_by[:, span].argsort(1)
-            rank = mine.flatten(1).cumsum(1) - 1
-            where = oldest.gather(1, rank.clamp_(0, oldest.shape[1] - 1))
-            target = torch.where(mine.flatten(1), where, oldest.shape[1])
-            taken = torch.full((len(held), oldest.shape[1] + 1), -1, dtype=torch.int32, device=held.device)
-            taken.scatter_(1, target, names[:, part.first : part.last].flatten().expand_as(target))
-            fresh[:, span] = taken[:, :-1]
-            places = place_of[:, :-1].unflatten(1, (-1, blocks))[:, :, part.first : part.last]
-            places.copy_(torch.where(mine, (where + part.start + 1).view_as(mine), places))
-        self._copy(layer, fresh)
-        held.copy_(torch.where(fresh >= 0, fresh, held))
-        used.copy_(torch.where(kept | (fresh >= 0), self._clock, used))
-        found = place_of.gather(1, index.flatten(1)).view_as(index).transpose(0, 1) - 1
-        named = BlockLists(found.clamp_min_(0).int(), lists.counts)
+            mine = new if len(self._parts) == 1 else new & self._is_of(part, blocks)
+            oldest = used[:, 1 + part.start : 1 + part.stop].argsort(1)  # what this call needs comes last
+            rank = (mine.cumsum(1) - 1).clamp_(0, oldest.shape[1] - 1)
+            target = torch.where(mine, oldest.gather(1, rank) + (1 + part.start), target)
+        place_of.scatter_(1, held.gather(1, target), 0)
+        blocks = torch.where(new, blocks, self._none)
+        held.scatter_(1, target, blocks)
+        held[:, 0] = self._none
+        used.scatter_(1, target, self._clock)
+        place_of.scatter_(1, blocks, target.int())
+        fresh = torch.full_like(held, self._none).scatter_(1, target, blocks)
+        self._copy(layer, fresh[:, 1:])
+        places = place_of.gather(1, listed).view_as(index).transpose(0, 1) - 1
         keys, values = (t[stage].flatten(1, 2)[None] for t in (self._keys, self._values))
-        return Staged(keys, values, named, self._sizes)
+        return Staged(keys, values, BlockLists(places.clamp_min_(0), lists.counts), self._sizes)
 
     def mark(self) -> None:
         """A step begins, for `fetched_bytes`."""

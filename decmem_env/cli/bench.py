@@ -1,4 +1,4 @@
-"""`decmem bench cpu | growth | kernels | env | soak | renderer | load | wan`: speeds by their definitions."""
+"""`decmem bench cpu | growth | kernels | env | soak | renderer | load | wan | bank`: speeds by their definitions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ decmem bench soak --minutes 60 --json soak.json
 decmem bench renderer --device cuda
 decmem bench load --preset wan-1.3b --device cuda --dtype bfloat16
 decmem bench wan --device cuda --json wan.json      the full-size model, random weights
+decmem bench bank --device cuda --json bank.json    memory on the host and in 8 bits
 decmem bench kernels --json kernels.json  needs a CUDA device; checks every kernel before it is timed"""
 
 CPU_BAR = 4.0  # frames/s with a memory of 300 frames, two cores
 VECTOR_BAR = 1500.0  # env steps/s, 64 worlds on a H200
 SOAK_BAR = 1.05  # the end of a long session over its beginning
-WAN_PARTS = ("protocol", "few", "growth", "dense", "layer", "card", "profile")
-WAN_CARD_BARS = (22.0, 0.75)  # GiB at most, and share of the unlimited speed at least
+WAN_PARTS = ("protocol", "few", "growth", "dense", "layer", "profile")
 WAN_GROWTH_BAR, WAN_LAYER_BAR = 1.15, 1.25  # a chunk at 600 latents, a layer at 2,400, over one at 56
+BANK_PARTS = ("tiny", "layer", "ahead", "minute", "fork")
 LOAD_BAR = 10.0  # seconds for Wan-1.3B's fp32 file from a warm page cache
 RENDERER_BARS = {"cuda": 100_000.0, "cpu": 60.0}  # frames/s at 96x160, 2x2 samples
 
@@ -89,14 +90,25 @@ def add_parser(commands: Any) -> None:
         choices=WAN_PARTS,
         default=WAN_PARTS[:-1],
         help="protocol: the paper's; few: 4 steps, no guidance; growth: longer histories; dense: attention to all;"
-        " layer: 2,400 latents; card: a minute with 8-bit memory in 22 GiB; profile: a table of kernels"
-        " (default: all but profile)",
+        " layer: 2,400 latents; profile: a table of kernels (default: all but profile)",
     )
     wan.add_argument(
         "--histories", type=positive, nargs="+", default=(56, 150, 600), metavar="N", help="latents (56 150 600)"
     )
     wan.set_defaults(run=run_wan)
-    for part in (cpu, growth, env, soak, renderer, kernels, load, wan):
+    bank = parts.add_parser("bank", help="memory on the host and in 8 bits", formatter_class=Formatter)
+    bank.add_argument("--device", default="auto")
+    bank.add_argument(
+        "--parts",
+        nargs="+",
+        choices=BANK_PARTS,
+        default=BANK_PARTS,
+        help="tiny: 100,000 blocks in 2 GiB; layer: 20,000 blocks of one Wan layer; ahead: copies beside computation;"
+        " minute: of Wan-1.3B in 8 bits; fork: 64 children (default: all)",
+    )
+    bank.add_argument("--debug", action="store_true", help="sizes of a test, without bars")
+    bank.set_defaults(run=run_bank)
+    for part in (cpu, growth, env, soak, renderer, kernels, load, wan, bank):
         part.add_argument("--json", type=Path, metavar="F", help="write the records here")
 
 
@@ -275,17 +287,16 @@ def run_wan(options: argparse.Namespace) -> int:
         found = bench.layer_growth(options.preset, device, dtype, size, bench.LAYERS)
         bar = WAN_LAYER_BAR if options.preset == "wan-1.3b" else None
         add("wan_layer_growth", found.pop("ratio"), bar=bar, better="lower", details=found)
-    if "card" in parts:
-        found = bench.card(options.preset, device, dtype)
-        full = options.preset == "wan-1.3b" and device.startswith("cuda")
-        gib, share = WAN_CARD_BARS if full else (None, None)
-        add("wan_card_peak", found["peak_bytes"] / 2**30, "GiB", bar=gib, better="lower", details=found)
-        ratio = found["frames_per_second"] / found["unlimited_frames_per_second"]
-        add("wan_card_speed_over_unlimited", ratio, bar=share)
-        add("wan_card_8_bit_relative_error", found["relative_error"], "relative L2")
     if options.json is not None:
         print(options.json)
     return 0
+
+
+def run_bank(options: argparse.Namespace) -> int:
+    """Measure memory on the host and in 8 bits."""
+    from ..bank_results import measure
+
+    return measure(resolve_device(options.device), tuple(options.parts), options.debug, options.json)
 
 
 def run_kernels(options: argparse.Namespace) -> int:

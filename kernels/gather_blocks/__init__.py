@@ -63,7 +63,12 @@ class Source(NamedTuple):
 
 
 def gather_blocks(
-    source: Source, blocks: Tensor, out: tuple[Tensor, Tensor], block: int, programs: int | None = None
+    source: Source,
+    blocks: Tensor,
+    out: tuple[Tensor, Tensor],
+    block: int,
+    programs: int | None = None,
+    count: Tensor | None = None,
 ) -> None:
     """Copy blocks.
 
@@ -73,6 +78,7 @@ def gather_blocks(
         out: keys and values ``[H, S, block, D]``, contiguous, in the compute type: written.
         block: tokens of a block; ``N = M * block``.
         programs: most programs of the GPU kernel, so that a copy from the host leaves room for others beside it.
+        count: int64 scalar, to which the number of blocks that came from the host is added.
 
     Raises:
         ValueError: pages and outputs of different types without scales.
@@ -82,8 +88,11 @@ def gather_blocks(
     if has_kernel(source.keys.device):
         from .op import gather
 
-        gather(source, blocks, out, block, programs)
+        gather(source, blocks, out, block, programs, count)
     else:
+        if count is not None and source.host is not None:
+            frames = blocks[blocks >= 0] // (source.keys.shape[2] // block)
+            count += (source.where[frames.long()] < 0).sum()
         gather_blocks_naive(source.keys, source.values, source.where, source.scales, source.host, blocks, out, block)
 
 

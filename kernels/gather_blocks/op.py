@@ -30,10 +30,10 @@ def _copy(k_from, v_from, k_to, v_to, k_scale, v_scale, SIZE: tl.constexpr, STEP
 
 @triton.jit(do_not_specialize=["listed", "pages", "frames"])
 def _gather_kernel(
-    blocks_ptr, where_ptr, k_ptr, v_ptr, scales_ptr, segments_ptr, k_out_ptr, v_out_ptr,
+    blocks_ptr, where_ptr, k_ptr, v_ptr, scales_ptr, segments_ptr, k_out_ptr, v_out_ptr, count_ptr,
     head_stride, listed, pages, frames, layer, layers, per_segment,
     HEADS: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr, STEP: tl.constexpr, SCALED: tl.constexpr,
-    HOST: tl.constexpr,
+    HOST: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     total = HEADS * listed
     for turn in range(0, tl.cdiv(total, tl.num_programs(0))):
@@ -52,6 +52,8 @@ def _gather_kernel(
                 start = ((head * pages + page) * PARTS + part) * SIZE
                 _copy(k_ptr + start, v_ptr + start, k_to, v_to, k_scale, v_scale, SIZE, STEP, SCALED)
             elif HOST:
+                if COUNT:
+                    tl.atomic_add(count_ptr, 1, sem="relaxed")
                 page = -1 - page
                 # Without the hint every thread would read one number at a time.
                 segment = tl.multiple_of(tl.load(segments_ptr + page // per_segment).to(k_ptr.dtype), 16)
@@ -60,7 +62,14 @@ def _gather_kernel(
                       k_scale, v_scale, SIZE, STEP, SCALED)  # fmt: skip
 
 
-def gather(source: Source, blocks: Tensor, out: tuple[Tensor, Tensor], block: int, programs: int | None = None) -> None:
+def gather(
+    source: Source,
+    blocks: Tensor,
+    out: tuple[Tensor, Tensor],
+    block: int,
+    programs: int | None = None,
+    count: Tensor | None = None,
+) -> None:
     """See `gather_blocks`."""
     keys, host = source.keys, source.host
     heads, pages, tokens, dim = keys.shape
@@ -75,8 +84,9 @@ def gather(source: Source, blocks: Tensor, out: tuple[Tensor, Tensor], block: in
     segments = source.where if host is None else host.addresses
     depth = 1 if host is None or not host.tensors else host.tensors[0].shape[1]
     _gather_kernel[grid](
-        blocks, source.where, keys, source.values, some, segments, *out,
+        blocks, source.where, keys, source.values, some, segments, *out, source.where if count is None else count,
         stride, listed, pages, frames, 0 if host is None else host.layer, depth, 1 if host is None else host.pages,
         HEADS=heads, PARTS=tokens // block, SIZE=size, STEP=min(4096, triton.next_power_of_2(size)),
-        SCALED=source.scales is not None, HOST=host is not None, num_warps=8 if size >= 4096 else 4,
+        SCALED=source.scales is not None, HOST=host is not None, COUNT=count is not None,
+        num_warps=8 if size >= 4096 else 4,
     )  # fmt: skip

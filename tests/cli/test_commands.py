@@ -166,3 +166,12 @@ def test_bench_growth(tmp_path):
     for item in items.values():
         assert item["value"] > 0 and item["bar"] is None and item["details"]["frames"] == [20, 60]
         assert item["details"]["ratio_10"] <= item["value"] <= item["details"]["ratio_90"]
+
+
+def test_bench_bank(tmp_path):
+    argv = ["bench", "bank", "--device", "cpu", "--debug", "--parts", "tiny", "ahead", "fork"]
+    assert main([*argv, "--json", str(tmp_path / "b.json")]) == 0
+    found = {item["name"]: item for item in json.loads((tmp_path / "b.json").read_text())}
+    assert found["bank_step_ratio"]["details"]["error"] < 1e-4
+    assert found["bank_step_ratio"]["details"]["host_frames"] > 60 and found["bank_fork_ratio"]["value"] <= 1.05
+    assert found["bank_ahead_over_late_seconds"]["details"]["ahead_bytes"] > 0

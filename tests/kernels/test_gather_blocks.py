@@ -58,10 +58,12 @@ def test_blocks_come_from_wherever_they_are(op, kernel, dtype, scaled):
     source, wanted = make(dtype, scaled)
     blocks = torch.tensor([[26, 0, -1, 13, 4, 9, 25], [3, 22, 8, -1, 0, 17, 5]], dtype=torch.int32, device=DEVICE)
     out = tuple(torch.full((HEADS, 7, BLOCK, DIM), 7.0, dtype=dtype, device=DEVICE) for _ in range(2))
+    count = torch.tensor(5, device=DEVICE)
     if kernel:
-        op.gather(source, blocks, out, BLOCK, programs=3)
+        op.gather(source, blocks, out, BLOCK, programs=3, count=count)
     else:
-        gather_blocks(source, blocks, out, BLOCK)
+        gather_blocks(source, blocks, out, BLOCK, count=count)
+    assert count == 5 + sum(source.where[block // PARTS] < 0 for block in blocks[blocks >= 0].tolist())
     for which, copied in enumerate(out):
         for head in range(HEADS):
             for place, block in enumerate(blocks[head].tolist()):
