@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .predicted_player import PredictedPoses
 from .rollout import frame_size, frames_per_step, whole_context
 from .rows import Row
 from .start import Start
@@ -48,16 +49,21 @@ class Dream:
         self.model = load_model(checkpoint, self.device, memory_budget)
         self.height, self.width = frame_size(self.model)
         self.frames_per_step = frames_per_step(self.model)
+        self.poses = None if self.model.pose_predictor is None else PredictedPoses(self.model, self.film)
         self._sampling = {name: value for name, value in sampling.items() if value is not None}
+
+    def film(self, start: Start) -> NDArray[np.uint8]:
+        """Frames of a context, uint8 [C, H, W, 3]; those of a voxel start are rendered."""
+        if start.frames is not None:
+            return start.frames
+        assert start.simulator is not None
+        blocks = torch.from_numpy(start.simulator.blocks).to(self.device)
+        renderer = _renderer(self.height, self.width, self.device)
+        return renderer.render(blocks, np.zeros(len(start.poses), np.int64), start.poses).rgb.cpu().numpy()
 
     def begin(self, start: Start, seed: int) -> tuple[Any, NDArray[np.uint8]]:
         """Open a session and let it observe the context."""
-        frames = start.frames
-        if frames is None:
-            assert start.simulator is not None
-            blocks = torch.from_numpy(start.simulator.blocks).to(self.device)
-            renderer = _renderer(self.height, self.width, self.device)
-            frames = renderer.render(blocks, np.zeros(len(start.poses), np.int64), start.poses).rgb.cpu().numpy()
+        frames = self.film(start)
         session = self.model.start(seed=seed, **self._sampling)
         session.observe(*whole_context(self.model, frames, start.actions, start.poses))
         return session, frames[-1].copy()

@@ -157,9 +157,9 @@ class DecMemEnv(RowEnv):
     `terminated` means that the task succeeded; time limits are gymnasium's (`max_episode_steps`).
 
     `info` holds `pose` (float64 [5]: x, y, z of the feet in blocks, pitch, yaw in degrees), `pose_source` (`truth`,
-    `kinematic` or `given`), `frame_index` (frames since the reset) and `memory_frames` (latent frames); all else is in
-    `unwrapped.stats`. Replaying seed and actions gives the same frames bit by bit on one machine, build, thread count,
-    device and kernel choice.
+    `predictor`, `kinematic` or `given`), `frame_index` (frames since the reset) and `memory_frames` (latent frames);
+    all else is in `unwrapped.stats`. Replaying seed and actions gives the same frames bit by bit on one machine, build,
+    thread count, device and kernel choice.
 
     Args:
         render_mode: None, `rgb_array` or `human`.

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from . import tasks
 from .conventions.actions import noop
 from .conventions.poses import integrate_kinematic
+from .predicted_player import NO_PREDICTOR, PredictedPlayer, PredictedPoses
 from .spaces import action_space, action_to_pose, action_to_vector, observation_space, resize_frame
 from .start import WORLD_SEEDS, Start, make_start
 from .worlds import Simulator, step_all
 
-POSE_SOURCES = ("truth", "kinematic")
+POSE_SOURCES = ("truth", "predictor", "kinematic")
 _LARGEST_SIZE = 1024
 
 
@@ -35,7 +36,8 @@ class Settings:
         obs_size: Height and width that observed frames are averaged to (render keeps the full size); None: full size.
         task: `reach_landmark`, `return_home`, `explore` or None (reward 0, never terminated). See `tasks`.
         pose_source: How actions become poses. `truth`: a player in the voxel world walks with collisions and gravity;
-            `kinematic`: dead reckoning, through walls. None is truth wherever there is a voxel world.
+            `predictor`: the player walks through the blocks that the model's frames show; `kinematic`: dead reckoning,
+            through walls. None is truth wherever there is a voxel world, else predictor where the checkpoint has one.
         context_frames: True frames that the model observes before an episode that starts in a voxel world.
         world_seeds: First and last seed of the voxel worlds that resets draw from.
     """
@@ -82,7 +84,7 @@ class Row:
     Attributes:
         rng: Draws worlds, walks and noise seeds at resets.
         pose: float64 [5].
-        pose_source: `truth`, `kinematic` or `given` (action mode `pose`).
+        pose_source: `truth`, `predictor`, `kinematic` or `given` (action mode `pose`).
         frame: uint8 [H, W, 3], the last frame at full size.
         frames: uint8 [F, H, W, 3], all frames of the last step.
         simulator: The true player, if the pose is the truth.
@@ -91,6 +93,7 @@ class Row:
         frame_index: Frames since the start of the episode.
         world_seed: Of the voxel world; None after a clip, frames or an image.
         landmark: float64 [3], the goal of `reach_landmark`.
+        player: The player in the world that the frames show, if the pose is the predictor's.
     """
 
     rng: np.random.Generator
@@ -104,6 +107,7 @@ class Row:
     frame_index: int = 0
     world_seed: int | None = None
     landmark: NDArray[np.float64] | None = None
+    player: PredictedPlayer | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +121,7 @@ class RowSnapshot:
         simulator: `Simulator.snapshot()`, or None.
         handle: The backend's snapshot (a model `Snapshot` for the dream).
         rng: State of the row's generator.
+        player: `PredictedPlayer.snapshot()`, or None.
     """
 
     kind: tuple[str, str | None]
@@ -125,6 +130,7 @@ class RowSnapshot:
     simulator: Mapping[str, Any] | None
     handle: Any
     rng: Mapping[str, Any] = field(repr=False)
+    player: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 class Backend(Protocol):
@@ -134,6 +140,7 @@ class Backend(Protocol):
     width: int
     frames_per_step: int
     has_worlds_only: bool
+    poses: PredictedPoses | None  # None where poses cannot come from the frames
 
     def begin(self, start: Start, seed: int) -> tuple[Any, NDArray[np.uint8]]:
         """Open a row: its handle, and the last context frame uint8 [H, W, 3]."""
@@ -187,10 +194,13 @@ class Rows:
             )
         self.backend = backend
         self.settings = Settings(**settings)
-        if backend.has_worlds_only and self.settings.pose_source == "kinematic":
+        if backend.has_worlds_only and self.settings.pose_source in ("kinematic", "predictor"):
             raise ValueError(
-                "pose_source 'kinematic': the true world moves players by its own physics, use None or 'truth'"
+                f"pose_source {self.settings.pose_source!r}: the true world moves players by its own physics, use None "
+                "or 'truth'"
             )
+        if self.settings.pose_source == "predictor" and backend.poses is None:
+            raise ValueError(f"pose_source 'predictor': this checkpoint has no {NO_PREDICTOR}")
         self.task = tasks.make_task(self.settings.task)
         height, width = self.settings.obs_size or (backend.height, backend.width)
         self.action_space = action_space(self.settings.action_mode)
@@ -214,13 +224,20 @@ class Rows:
                 "pose_source 'truth' needs a voxel world to start from: use pose_source=None or 'kinematic'"
             )
         seed = int(rng.integers(2**31))
+        simulator = start.simulator if settings.pose_source in (None, "truth") else None
+        player = None
+        if simulator is None and settings.pose_source != "kinematic" and settings.action_mode != "pose":
+            if backend.poses is not None:
+                start, player = backend.poses.begin(start)
         handle, frame = backend.begin(start, seed)
         pose = start.poses[-1].copy()
-        simulator = None if settings.pose_source == "kinematic" else start.simulator
-        source = "given" if settings.action_mode == "pose" else "kinematic" if simulator is None else "truth"
+        source = "predictor" if player is not None else "kinematic" if simulator is None else "truth"
+        source = "given" if settings.action_mode == "pose" else source
         state = None if self.task is None else self.task.begin(pose, start.landmark)
         world_seed = None if start.world is None else int(start.world.seed)
-        return Row(rng, pose, source, frame, frame[None], simulator, state, handle, 0, world_seed, start.landmark)
+        return Row(
+            rng, pose, source, frame, frame[None], simulator, state, handle, 0, world_seed, start.landmark, player
+        )
 
     def step(self, rows: Sequence[Row], actions: Sequence[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Advance rows by one step each, in one batch.
@@ -245,6 +262,9 @@ class Rows:
         poses = np.stack([self._move(rows, vectors, given) for _ in range(length)], 1)
         held = np.repeat(vectors[:, None], length, 1)
         frames = self.backend.advance(rows, held, poses)
+        seeing = [(row.player, row.handle) for row in rows if row.player is not None]
+        if seeing and self.backend.poses is not None:
+            self.backend.poses.observe(*zip(*seeing, strict=True))
         for i, row in enumerate(rows):
             row.frames = frames[i]
             row.frame = frames[i, -1]
@@ -272,8 +292,13 @@ class Rows:
             moved = step_all([row.simulator for row in rows if row.simulator is not None], vectors[true])
             for i, pose in zip(true, moved, strict=True):
                 rows[i].pose = pose.copy()
+        seeing = [i for i, row in enumerate(rows) if row.player is not None]
+        if seeing and self.backend.poses is not None:
+            moved = self.backend.poses.move([row.player for row in rows if row.player is not None], vectors[seeing])
+            for i, pose in zip(seeing, moved, strict=True):
+                rows[i].pose = pose.copy()
         for row, vector in zip(rows, vectors, strict=True):
-            if row.simulator is None:
+            if row.simulator is None and row.player is None:
                 row.pose = integrate_kinematic(row.pose, vector)
         return np.stack([row.pose for row in rows])
 
@@ -325,6 +350,7 @@ class Rows:
             None if simulator is None else simulator.snapshot(),
             self.backend.snapshot(row.handle),
             row.rng.bit_generator.state,
+            None if row.player is None else row.player.snapshot(),
         )
 
     def restore(self, snapshot: RowSnapshot) -> Row:
@@ -338,6 +364,8 @@ class Rows:
             raise ValueError(
                 f"snapshot of {world} with task {task}: this environment is {self._kind[0]} with task {self._kind[1]}"
             )
+        if snapshot.player is not None and self.backend.poses is None:
+            raise ValueError(f"snapshot with predicted poses: this environment's checkpoint has no {NO_PREDICTOR}")
         simulator = _simulator(snapshot.world, snapshot.simulator)
         handle = self.backend.restore(snapshot.handle, simulator)
         return self._thaw(snapshot, simulator, handle, 0)
@@ -360,7 +388,8 @@ class Rows:
         for name in ("pose", "frame", "frames"):
             fields[name] = fields[name].copy()
         fields["task_state"] = _copy_state(fields["task_state"])
-        return Row(rng=rng, simulator=simulator, handle=handle, **fields)
+        player = None if snapshot.player is None else PredictedPlayer.restore(snapshot.player)
+        return Row(rng=rng, simulator=simulator, handle=handle, player=player, **fields)
 
     def close(self, row: Row) -> None:
         """Free what the backend keeps for a row."""

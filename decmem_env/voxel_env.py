@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from .env import RowEnv
+from .predicted_player import PredictedPoses
 from .rows import Row, Rows
 from .start import Start
 from .vector import RowVectorEnv
@@ -35,6 +36,7 @@ class Truth:
 
     frames_per_step = 1
     has_worlds_only = True
+    poses: PredictedPoses | None = None
 
     def __init__(self, height: int, width: int, samples: int, device: str) -> None:
         self.height, self.width = height, width

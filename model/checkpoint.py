@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from .autoencoders import Autoencoder, build_autoencoder, place
 from .config import PRESETS, ModelConfig, preset
 from .hub import KNOWN
+from .pose_predictor import FILE as POSE
+from .pose_predictor import PosePredictor, load_pose, save_pose
 from .transformer import WorldTransformer
 from .weight_files import CheckpointError, locate
 
@@ -42,6 +44,7 @@ class Checkpoint:
         config: Sizes.
         transformer: fp32.
         autoencoder: fp32; Wan's bf16 on CUDA.
+        pose_predictor: fp32; None in a folder without `pose.safetensors`. No frame depends on it: it is not hashed.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Checkpoint:
     config: ModelConfig
     transformer: WorldTransformer
     autoencoder: Autoencoder
+    pose_predictor: PosePredictor | None = None
 
 
 def bundled() -> list[str]:
@@ -108,7 +112,7 @@ def _download(name: str) -> Path:
             f"checkpoint {name}: downloading needs huggingface-hub (pip install huggingface-hub)"
         ) from None
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
+        folder = Path(snapshot_download(name, allow_patterns=[*FILES, POSE]))
     except Exception as error:
         raise CheckpointError(
             f"checkpoint {name} is no folder here, and the hub has not given it: {type(error).__name__}: "
@@ -165,7 +169,7 @@ def load(name: str, device: torch.device) -> Checkpoint:
             )
         return _load(name, None, (), device)
     folder = find(name)
-    facts = [(folder / file).stat() for file in FILES]
+    facts = [(folder / file).stat() for file in (*FILES, POSE) if (folder / file).is_file()]
     return _load(name, folder, tuple((fact.st_mtime_ns, fact.st_size) for fact in facts), device)
 
 
@@ -191,7 +195,8 @@ def _load(name: str, folder: Path | None, stamp: tuple[tuple[int, int], ...], de
             digest.update((folder / file).read_bytes())
     transformer.eval().requires_grad_(False).to(device)
     place(autoencoder, device)
-    return Checkpoint(name, digest.hexdigest(), config, transformer, autoencoder)
+    poses = None if folder is None else load_pose(folder, config.autoencoder.latent_shape, device)
+    return Checkpoint(name, digest.hexdigest(), config, transformer, autoencoder, poses)
 
 
 def _random(name: str) -> tuple[ModelConfig, WorldTransformer, Autoencoder]:
@@ -210,7 +215,13 @@ def _random(name: str) -> tuple[ModelConfig, WorldTransformer, Autoencoder]:
     return config, transformer, autoencoder
 
 
-def save(folder: str | Path, config: ModelConfig, transformer: nn.Module, autoencoder: nn.Module) -> None:
+def save(
+    folder: str | Path,
+    config: ModelConfig,
+    transformer: nn.Module,
+    autoencoder: nn.Module,
+    pose_predictor: PosePredictor | None = None,
+) -> None:
     """Write a checkpoint folder, all of it or nothing; weights in fp16, statistics of the latent in fp32.
 
     Raises:
@@ -228,6 +239,8 @@ def save(folder: str | Path, config: ModelConfig, transformer: nn.Module, autoen
                 for name, t in module.state_dict().items()
             }
             save_file(tensors, str(fresh / file), {"config": json.dumps(config.to_dict()["autoencoder"])})
+        if pose_predictor is not None:
+            save_pose(fresh, pose_predictor)
 
 
 @contextmanager

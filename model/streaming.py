@@ -303,15 +303,15 @@ class Streamer:
         def sizes(tile: int) -> Tensor | None:
             return key_sizes(cfg, pages[0].shape[1], tile, self.pool.device)
 
-        def over(part: Listed, **more: Any) -> Any:
+        def options(part: Listed) -> dict[str, Any]:
             scale = part.factor * cfg.head_dim**-0.5
-            tiles: dict[str, Any] = {
-                "q_block": part.query_tile,
-                "kv_block": part.key_tile,
-                "kv_sizes": part.sizes,
-                "scale": scale,
-            }
-            return block_sparse_attention(q, keys, values, *part.found, **tiles, **more)
+            return {"q_block": part.query_tile, "kv_block": part.key_tile, "kv_sizes": part.sizes, "scale": scale}
+
+        def over(part: Listed) -> Tensor:
+            return block_sparse_attention(q, keys, values, *part.found, **options(part))
+
+        def with_lse(part: Listed) -> tuple[Tensor, Tensor]:
+            return block_sparse_attention(q, keys, values, *part.found, return_lse=True, **options(part))
 
         def watch(*softmaxes: list[Listed]) -> None:
             if self.watcher is not None:
@@ -335,16 +335,15 @@ class Streamer:
         if lists.far is not None:
             far = Listed(lists.far, query_tile, key_tile, sizes(key_tile), DECAY)
             watch([near, far])
-            return merge_softmax(*over(near, return_lse=True), *over(far, return_lse=True)), None
+            return merge_softmax(*with_lse(near), *with_lse(far)), None
         watch([near], *([] if memory is None else [[memory]]))
-        by_lists = partial(over, near)
 
         if lists.pages is None:
-            local = by_lists()
+            local = over(near)
         else:
             ways: dict[str, Callable[[], Tensor]] = {
                 "dense": partial(self._attend_pages, q, lists.pages, pages),
-                "lists": by_lists,
+                "lists": lambda: over(near),
             }
             local = fastest("window", (q.shape, lists.pages.shape), q.device, ways)()
         if chosen is not None and plan.working is not None:

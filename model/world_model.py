@@ -35,6 +35,7 @@ class WorldModel:
     Attributes:
         config: Sizes.
         autoencoder: Frames to latents and back.
+        pose_predictor: Tells from latents where walls are, for poses from the model; None where there is none.
         decoder: Shows frames instead of the autoencoder's own, in sessions that start from now on (`taehv`).
         device: Where it runs.
         name: Of the checkpoint.
@@ -54,6 +55,7 @@ class WorldModel:
     ) -> None:
         self.config, self.name, self.sha256 = loaded.config, loaded.name, loaded.sha256
         self.transformer, self.autoencoder = loaded.transformer, loaded.autoencoder
+        self.pose_predictor = loaded.pose_predictor
         self.decoder: Decoder | None = None
         self.device, self.dtype = device, dtype
         self.pool = PagePool(self.config, device, dtype, memory_budget, memory_dtype, host_budget)
@@ -110,7 +112,7 @@ class WorldModel:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the checkpoint, weights in fp16; all of it or nothing."""
-        checkpoint.save(folder, self.config, self.transformer, self.autoencoder)
+        checkpoint.save(folder, self.config, self.transformer, self.autoencoder, self.pose_predictor)
 
     def start(
         self,

@@ -10,12 +10,13 @@ import argparse  # noqa: E402
 import sys  # noqa: E402
 
 _EXAMPLES = """
-stages, in order: autoencoder, dense_short, dense, decmem (debug_* : the same at toy size, on any CPU)
+stages, in order: autoencoder, dense_short, dense, decmem, pose (debug_* : the same at toy size, on any CPU)
 
 examples
   python -m decmem_env.trainers autoencoder --out runs/ae --max-minutes 4
   python -m decmem_env.trainers dense_short --out runs/short --init runs/ae --max-minutes 4
   python -m decmem_env.trainers decmem --out runs/mem --init runs/dense --max-minutes 6 --set model.fusion=union
+  python -m decmem_env.trainers pose --out runs/pose --init runs/mem
   torchrun --nproc-per-node 8 -m decmem_env.trainers dense --out runs/dense --init runs/short
 
 A command repeated with the same --out continues where it stopped.

@@ -62,6 +62,7 @@ class DataConfig:
         episodes_per_world: Trajectories a world; alternately on the grid of poses and off it.
         worlds_per_job: Worlds that a worker simulates together.
         edits: Share of simulated trajectories that break and place blocks, leave and come back.
+        contact: Share of simulated trajectories that run into walls, climb and fall (`worlds` kind `contact`).
         pool_worlds: Worlds kept on the device (autoencoder).
         pool_episodes: Encoded trajectories kept on the device (dynamics).
         min_fill: Worlds or trajectories that must be there before the first step.
@@ -81,6 +82,7 @@ class DataConfig:
     episodes_per_world: int = 2
     worlds_per_job: int = 2
     edits: float = 0.25
+    contact: float = 0.0
     pool_worlds: int = 768
     pool_episodes: int = 4096
     min_fill: int = 192
@@ -124,7 +126,7 @@ class ObjectiveConfig:
     """What is learnt (defaults: `shared/reference/tiny-model.md`).
 
     Attributes:
-        task: "autoencoder" or "dynamics".
+        task: "autoencoder", "dynamics" or "pose".
         attention: "memory", "dense" or "window" (dynamics).
         weight: Of a frame's velocity error: "velocity" (1), "x0" (t^2, the error of the clean latent) or "log"
             (1 / (own error + `log_floor`), the gradient of the mean PSNR).
@@ -167,7 +169,7 @@ _CHOICES = {
     "run.precision": ("bf16", "fp32"),
     "data.source": ("voxel", "worldmem"),
     "optimiser.schedule": ("cosine", "trapezoid"),
-    "objective.task": ("autoencoder", "dynamics"),
+    "objective.task": ("autoencoder", "dynamics", "pose"),
     "objective.attention": ("memory", "dense", "window"),
     "objective.weight": ("velocity", "x0", "log"),
 }
@@ -213,12 +215,13 @@ class TrainConfig:
             raise ConfigError("objective.self_context_rounds and self_context_groups: must be at least 1")
         if self.data.source == "worldmem" and not self.data.csv:
             raise ConfigError("data.source=worldmem needs data.csv=INDEX.csv (make one with `decmem data index`)")
-        if self.objective.task == "dynamics" and self.data.frames > self.data.episode_frames:
+        if self.objective.task != "autoencoder" and self.data.frames > self.data.episode_frames:
             raise ConfigError(
                 f"data.frames={self.data.frames} exceeds data.episode_frames={self.data.episode_frames}: raise it"
             )
-        if not 0.0 <= self.data.edits <= 1.0:
-            raise ConfigError(f"data.edits={self.data.edits}: a share from 0 to 1")
+        for name in ("edits", "contact"):
+            if not 0.0 <= getattr(self.data, name) <= 1.0:
+                raise ConfigError(f"data.{name}={getattr(self.data, name)}: a share from 0 to 1")
         if self.objective.log_floor <= 0.0 or self.objective.edit_weight < 0.0:
             raise ConfigError("objective.log_floor must be above 0 and objective.edit_weight at least 0")
         pool = self.data.pool_worlds if self.objective.task == "autoencoder" else self.data.pool_episodes

@@ -1,4 +1,4 @@
-"""The stages by name: `autoencoder`, then `dense_short` -> `dense` -> `decmem`, each also as `debug_*` at toy size."""
+"""The stages by name: `autoencoder`, then `dense_short` -> `dense` -> `decmem`, then `pose`; `debug_*` at toy size."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .autoencoder import AutoencoderTask
 from .config import ConfigError, load_config
 from .distributed import Ranks
 from .dynamics import DynamicsTask
+from .pose import PoseTask
 from .profiling import Profile
 from .trainer import Trainer, finished_result, prepare
 
@@ -73,8 +74,8 @@ def run_stage(
         if state is not None and (done := finished_result(out, state, config)) is not None and not profile:
             print(f"{out} is finished already (step {done['step']}): --fresh trains it anew", flush=True)
             return done
-        maker = AutoencoderTask if config.objective.task == "autoencoder" else DynamicsTask
-        task = maker(config, ranks, init, timer)
+        makers: dict[str, Any] = {"autoencoder": AutoencoderTask, "dynamics": DynamicsTask, "pose": PoseTask}
+        task = makers[config.objective.task](config, ranks, init, timer)
         trainer = Trainer(config, task, ranks, out, started, max_minutes, timer)
         if state is not None:
             trainer.resume(state)

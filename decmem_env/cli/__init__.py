@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import bench, checkpoint, data, demo, doctor, evaluate, infer, play, revisit, rollout, train
+from . import bench, checkpoint, data, demo, doctor, evaluate, infer, play, pose, revisit, rollout, study, train
 from .common import CommandError, Formatter
 
 _EPILOG = """\
@@ -17,7 +17,7 @@ start here
 
 `decmem COMMAND --help` shows the options and examples of a command."""
 
-_COMMANDS = (demo, play, rollout, revisit, infer, evaluate, train, data, checkpoint, bench, doctor)
+_COMMANDS = (demo, play, rollout, revisit, study, infer, evaluate, train, data, checkpoint, bench, pose, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:

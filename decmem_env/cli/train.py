@@ -10,7 +10,7 @@ _EXAMPLES = "decmem train --help      the stages, their options and examples"
 
 def add_parser(commands: Any) -> None:
     """Add the sub-command to the list of commands; its options belong to the trainers."""
-    commands.add_parser("train", help="train a stage: autoencoder, dense_short, dense, decmem", epilog=_EXAMPLES)
+    commands.add_parser("train", help="train a stage: autoencoder, dense_short, dense, decmem, pose", epilog=_EXAMPLES)
 
 
 def run(arguments: Sequence[str]) -> int:

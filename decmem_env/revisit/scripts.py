@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,11 @@ class Script:
     def generated(self) -> int:
         """Number of frames to generate."""
         return len(self.poses) - self.context
+
+    def cut(self, generated: int) -> Script:
+        """The same with at most so many frames to generate."""
+        stop = self.context + generated
+        return replace(self, actions=self.actions[:stop], poses=self.poses[:stop])
 
 
 def context_frames(gap: int) -> int:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from ..conventions.poses import integrate_kinematic
 from ..model import Session, Snapshot, WorldModel
+from ..predicted_player import PredictedPlayer, PredictedPoses
 from ..rollout import frame_size, frames_per_step, whole_context
 from ..scene import LOOK_AROUND
+from ..start import Start
 from .settings import PlaySettings
 from .source import Opening, Progress, Shot
 from .stage import Stage
@@ -23,12 +25,13 @@ class DreamSource:
     """A session of a world model, and the true world it began in.
 
     The true player acts along, so that poses are those of real physics (`pose_source="truth"`) and the truth can be
-    shown beside the dream. With `kinematic` poses the player is carried through walls, and the true player with it.
+    shown beside the dream. With `kinematic` poses the player is carried through walls, with `predictor` it walks among
+    the blocks that the dream shows; the true player is carried along.
 
     Args:
         model: Generates.
         context: Action string of the true frames to remember first.
-        pose_source: `truth` or `kinematic`.
+        pose_source: `truth`, `predictor` or `kinematic`.
         **sampler: Arguments of `WorldModel.start` besides the seed.
     """
 
@@ -42,6 +45,8 @@ class DreamSource:
         self._session: Session | None = None
         self._stage: Stage | None = None
         self._pose = np.zeros(5)
+        self._poses = PredictedPoses(model) if pose_source == "predictor" else None
+        self._player: PredictedPlayer | None = None
 
     @classmethod
     def load_model(cls, settings: PlaySettings) -> DreamSource:
@@ -96,7 +101,8 @@ class DreamSource:
 
         progress("remembering", 0, len(context[0]), frames[0])
         session.observe(*context, progress=note)
-        self._take_over(seed, session, stage, poses[-1])
+        player = None if self._poses is None else self._poses.begin(Start(actions, poses, frames))[1]
+        self._take_over(seed, session, stage, poses[-1], player)
         return Opening(frames, poses, self._shot(frames[-1], actions[-1], 0.0))
 
     def step(self, action: NDArray[np.float32], truth: bool = False) -> Shot:
@@ -105,6 +111,8 @@ class DreamSource:
         chunk = frames_per_step(self._model)
         poses = np.stack([self._move(action) for _ in range(chunk)])
         frame = self._model.step([self.session], np.repeat(action[None, None], chunk, 1), poses[None])[0, -1]
+        if self._poses is not None and self._player is not None:
+            self._poses.observe([self._player], [self.session])
         spent = 1000.0 * (time.perf_counter() - start)
         return self._shot(frame, action, spent, self.stage.picture(self._pose) if truth else None)
 
@@ -113,6 +121,9 @@ class DreamSource:
         pose = self.stage.move(action)
         if self.pose_source == "kinematic":
             pose = integrate_kinematic(self._pose, action)
+            self.stage.place_player(pose)
+        elif self._poses is not None and self._player is not None:
+            pose = self._poses.move([self._player], action[None])[0]
             self.stage.place_player(pose)
         self._pose = pose
         return pose
@@ -139,6 +150,8 @@ class DreamSource:
         self.session.snapshot().save(folder / "session.safetensors")
         self.stage.save(folder)
         np.savez(folder / "source.npz", pose=self._pose)
+        if self._player is not None:
+            np.savez(folder / "player.npz", **self._player.snapshot())
 
     def load(self, folder: Path, seed: int) -> None:
         """Read them back."""
@@ -147,7 +160,13 @@ class DreamSource:
         stage.load(folder)
         with np.load(folder / "source.npz", allow_pickle=False) as arrays:
             pose = arrays["pose"]
-        self._take_over(seed, session, stage, pose)
+        player = None
+        if self._poses is not None:
+            if not (folder / "player.npz").is_file():
+                raise ValueError(f"{folder} was saved with other poses than the predictor's: change --pose-source")
+            with np.load(folder / "player.npz", allow_pickle=False) as arrays:
+                player = PredictedPlayer.restore(dict(arrays))
+        self._take_over(seed, session, stage, pose, player)
 
     def close(self) -> None:
         """Give the session's memory back."""
@@ -155,8 +174,11 @@ class DreamSource:
             self._session.close()
             self._session = None
 
-    def _take_over(self, seed: int, session: Session, stage: Stage, pose: NDArray[np.float64]) -> None:
+    def _take_over(
+        self, seed: int, session: Session, stage: Stage, pose: NDArray[np.float64], player: PredictedPlayer | None
+    ) -> None:
         self.close()
+        self._player = player
         session.record_lists = True
         self.seed, self._session, self._stage, self._pose = seed, session, stage, pose
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..rows import POSE_SOURCES
+
 DEFAULT_SEED = 8_000_000
 VOXEL = "voxel"  # the checkpoint name that plays the true world
 
@@ -22,7 +24,8 @@ class PlaySettings:
         steps: Denoising steps a frame; None is the model's own.
         memory: `memory`, `dense`, `window` or `off`.
         context: Action string of the true frames that are remembered first; None looks around once.
-        pose_source: `truth` (the voxel world's physics) or `kinematic` (walks through walls).
+        pose_source: `truth` (the voxel world's physics), `predictor` (the walls that the model shows) or `kinematic`
+            (walks through walls).
         scale: Window pixels per frame pixel; None fits the screen.
         rate: Frames a second at most.
         turn_based: Step only when there is input.
@@ -66,8 +69,8 @@ class PlaySettings:
             raise ValueError(f"rate is {self.rate}: expected frames a second above 0")
         if self.scale is not None and self.scale < 1:
             raise ValueError(f"scale is {self.scale}: expected a whole number of at least 1")
-        if self.pose_source not in ("truth", "kinematic"):
-            raise ValueError(f"pose_source is {self.pose_source!r}: expected truth or kinematic")
+        if self.pose_source not in POSE_SOURCES:
+            raise ValueError(f"pose_source is {self.pose_source!r}: expected {', '.join(POSE_SOURCES)}")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     context_help = "how the remembered true frames are walked (default: look around once)"
     parser.add_argument("--context", metavar="KEYS", help=context_help)
-    parser.add_argument("--pose-source", default="truth", choices=("truth", "kinematic"), help="who says where you are")
+    parser.add_argument("--pose-source", default="truth", choices=POSE_SOURCES, help="who says where you are")
     parser.add_argument("--scale", type=int, metavar="N", help="window pixels per frame pixel (default: fits)")
     parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="frames a second at most (default: 10)")
     parser.add_argument("--turn-based", action="store_true", help="time stands still without input")

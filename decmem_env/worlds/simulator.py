@@ -84,10 +84,15 @@ class Simulator:
         _tick([self], vectors)
         return self.poses.copy()
 
-    def teleport(self, player: int, pose: ArrayLike) -> None:
-        """Put a player somewhere, at rest."""
+    def teleport(self, player: int, pose: ArrayLike, rise: float = 0.0) -> None:
+        """Put a player somewhere, at rest or rising at so many blocks a tick."""
         self.poses[player] = validate_poses(pose, "pose")
-        self._rise[player] = 0.0
+        self._rise[player] = rise
+
+    @property
+    def rise(self) -> NDArray[np.float64]:
+        """Vertical speeds in blocks a tick, float64 [N] (a copy)."""
+        return self._rise.copy()
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that changes, as copies."""

@@ -3,7 +3,8 @@
 A walk is planned as actions, then run through the simulator, so that poses always come from the true physics. Several
 plans are drawn for each walk and the one that is blocked least wins. Reversing pure turns and pure steps returns to the
 very same poses wherever the ground is level; the scripts of the revisit test (`decmem_env.revisit.plans`) draw
-again until the return is exact. Walks of kind `edit` break and place blocks, go or look away and come back.
+again until the return is exact. Walks of kind `edit` break and place blocks, go or look away and come back; walks of
+kind `contact` run into walls, slide along them, climb and fall.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..conventions.actions import ACTION_DIM, Action
-from ..conventions.poses import wrap_degrees
+from ..conventions.poses import WALK_SPEED, wrap_degrees
 from .edited import Edits, no_edits
 from .simulator import Simulator
 from .terrain import World
 
 _MIXED = ("explore", "turn_away", "aba", "abca", "look360", "loop")
-KINDS = (*_MIXED, "edit")
+KINDS = (*_MIXED, "edit", "contact")
+_CONTACT = 0.35  # share of the way that walls take from a walk of kind `contact`, as near as the plans drawn come
 Plan = list[NDArray[np.float32]]
 Rng = np.random.Generator
 
@@ -158,11 +160,32 @@ def _edit(rng: Rng, grid: bool, more: bool = True) -> Plan:
     return [*aim, *hand, *away, *look, *_reverse(aim)]
 
 
+def _contact(rng: Rng, grid: bool) -> Plan:
+    """Turn anywhere, then keep walking whatever is in the way: sometimes diagonally, jumping, or with tilted eyes."""
+    entry = Action(rng.choice([Action.FORWARD, Action.LEFT, Action.RIGHT, Action.BACK], p=[0.82, 0.06, 0.06, 0.06]))
+    drift = Action(rng.choice([Action.LEFT, Action.RIGHT])) if rng.random() < 0.2 else None
+    jumps, speed = rng.random() < 0.2, 1.0 if grid else float(rng.uniform(0.5, 1.0))
+    steps: Plan = []
+    for _ in range(int(rng.integers(4, 24))):
+        step = _act(entry, speed)
+        if drift is not None:
+            step[drift] = speed
+        step[Action.JUMP] = float(jumps and rng.random() < 0.25)
+        if rng.random() < 0.05:
+            step[Action.CAMERA_YAW] = float(rng.choice([-1, 1])) * (1.0 if grid else float(rng.uniform(0.2, 1.5)))
+        steps.append(step)
+    tilt = _tilt(rng, grid) if rng.random() < 0.15 else []
+    half = len(tilt) // 2
+    return [*_turn(rng, grid, rng.normal(0.0, 60.0)), *tilt[:half], *steps, *tilt[half:]]
+
+
 def _macro(rng: Rng, grid: bool, kind: str) -> Plan:
     side = float(rng.choice([-1, 1]))
     if kind == "edit":
         approach = [*_turn(rng, grid, rng.normal(0.0, 50.0)), *_leg(rng, grid, int(rng.integers(2, 10)))]
         return [*(approach if rng.random() < 0.7 else []), *_edit(rng, grid)]
+    if kind == "contact":
+        return _contact(rng, grid)
     if kind == "turn_away":
         away = _turn(rng, grid, side * rng.uniform(45.0, 180.0))
         return [*away, *[_act()] * int(rng.integers(0, 6)), *_reverse(away)]
@@ -220,10 +243,11 @@ def sample_trajectories(
         worlds: N worlds; none is changed.
         length: Frames T of each walk.
         rng: Source of randomness.
-        kind: One of `KINDS`, or `mixed` (all but `edit`).
+        kind: One of `KINDS`, or `mixed` (all but `edit` and `contact`).
         grid: Angles in steps of 15 degrees and full steps; False draws uneven angles and speeds.
         candidates: Plans drawn for each walk; the one that covers the most ground for its effort wins (of `edit`, the
-            share of its breaks and places that change a block counts as much).
+            share of its breaks and places that change a block counts as much; of `contact`, the one that walls
+            hold back in about a third of its steps).
 
     Returns:
         Actions, poses and edits; starts are the spawn moved to dry open ground nearby.
@@ -244,6 +268,8 @@ def sample_trajectories(
     wanted = np.abs(plans[:, 1:, [Action.FORWARD, Action.BACK, Action.LEFT, Action.RIGHT]]).max(-1).sum(-1)
     moved = np.linalg.norm(np.diff(poses[:, :, [0, 2]], axis=1), axis=-1).sum(-1)
     score = moved / np.maximum(wanted, 1.0)
+    if kind == "contact":
+        score = -np.abs(1.0 - score / WALK_SPEED - _CONTACT)
     if kind == "edit":
         tried = (plans[:, :, [Action.ATTACK, Action.PLACE]] > 0.5).sum((1, 2))
         score += np.array([len(made) for made in edits]) / np.maximum(tried, 1)

@@ -129,7 +129,7 @@ def test_tiny_is_what_the_issue_asks_for():
         ({"blocks_per_frame": 5}, "are not 60 tokens"),
         ({"camera_channels": 22}, "multiples of 4"),
         ({"gate_init": 1.0}, "between 0 and 1"),
-        ({"window": 0}, "window is 0"),
+        ({"window": -1}, "window is -1"),
         ({"nothing": 1}, "unknown field nothing"),
     ],
 )

@@ -187,7 +187,7 @@ def test_escape_and_the_close_button_quit(app, press):
         ({"script": "W", "replay": "x"}, "not both"),
         ({"rate": 0.0}, "above 0"),
         ({"scale": 0}, "at least 1"),
-        ({"pose_source": "dream"}, "truth or kinematic"),
+        ({"pose_source": "dream"}, "truth, predictor, kinematic"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from decmem_env.model import WorldModel
+from decmem_env.model.pose_predictor import PoseConfig, PosePredictor, save_pose
 
 from decmem_env.conventions.actions import Action, noop, parse_action_string
 from decmem_env.conventions.poses import is_exact
@@ -71,6 +72,28 @@ def test_a_chunk_of_sixteen_frames_is_one_step_of_the_player_for_each():
     np.testing.assert_array_equal(source.session.pending.poses, [real.pose for real in walked[3::4]])
     source.close()
     torch.set_num_threads(threads)
+
+
+def test_predicted_poses_stay_the_same_after_saving(tmp_path):
+    torch.manual_seed(0)
+    WorldModel.from_pretrained("debug").save_pretrained(tmp_path / "debug")
+    save_pose(tmp_path / "debug", PosePredictor(PoseConfig(latent_channels=8, width=16, fine=8, hidden=16)))
+    model = WorldModel.from_pretrained(tmp_path / "debug")
+    source = DreamSource(model, "L*4", "predictor", memory="memory", steps=1)
+    source.reset(SEED, silent)
+    play(source, "W*3 B")
+    (tmp_path / "save").mkdir()
+    source.save(tmp_path / "save")
+    went_on = [shot.pose for shot in play(source, "W*4 R W")]
+    source.load(tmp_path / "save", SEED)
+    np.testing.assert_array_equal([shot.pose for shot in play(source, "W*4 R W")], went_on)
+    np.testing.assert_array_equal(source.stage.pose, went_on[-1])
+    (tmp_path / "save" / "player.npz").unlink()
+    with pytest.raises(ValueError, match="--pose-source"):
+        source.load(tmp_path / "save", SEED)
+    source.close()
+    with pytest.raises(ValueError, match=r"debug has no pose\.safetensors"):
+        DreamSource(WorldModel.from_pretrained("debug"), "L*4", "predictor")
 
 
 def test_kinematic_poses_walk_through_walls(model):

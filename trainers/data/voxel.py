@@ -29,6 +29,7 @@ class VoxelJob:
         per_world: Trajectories a world, alternately on the grid of poses and off it.
         kind: Kind of trajectory (`worlds.sample_trajectories`).
         edits: Share of the trajectories that break and place blocks; none in validation worlds.
+        contact: Share of the others that run into walls.
     """
 
     seed: int
@@ -37,6 +38,7 @@ class VoxelJob:
     per_world: int = 2
     kind: str = "mixed"
     edits: float = 0.25
+    contact: float = 0.0
 
     def __call__(self, number: int) -> list[Episodes]:
         """Run job `number`; numbers from `VALIDATION_JOB` on give one validation world each."""
@@ -55,7 +57,8 @@ class VoxelJob:
         for turn in range(self.per_world):
             grid = bool((turn + number) % 2)
             editing = self.edits > 0 and not validation and rng.random() < self.edits
-            kind = "edit" if editing else self.kind
+            touching = self.contact > 0 and rng.random() < self.contact
+            kind = "edit" if editing else "contact" if touching else self.kind
             walks = sample_trajectories(worlds, self.length, rng, kind=kind, grid=grid)
             for i in range(len(worlds)):
                 actions[i].append(np.asarray(walks.actions[i], np.float32))

@@ -1,0 +1,103 @@
+"""Reading blocks from latents: which cells are looked at and where, and the file that holds the weights."""
+
+import numpy as np
+import pytest
+import torch
+from decmem_env.model.pose_predictor import (
+    FILE,
+    LARGEST,
+    LAYERS,
+    NEIGHBOURS,
+    SIDE,
+    PoseConfig,
+    PosePredictor,
+    all_columns,
+    around,
+    load_pose,
+    save_pose,
+    template,
+)
+from decmem_env.model.weight_files import CheckpointError
+
+from decmem_env.conventions.poses import camera_to_world
+
+
+@pytest.fixture
+def predictor():
+    torch.manual_seed(0)
+    return PosePredictor(PoseConfig()).eval()
+
+
+def test_cells_lie_where_the_camera_sees_them(predictor):
+    rng = np.random.default_rng(0)
+    inner = rng.uniform(0, 1, (6, 3))
+    angles = np.stack([rng.uniform(-75, 75, 6), rng.uniform(-180, 180, 6)], 1)
+    columns = all_columns().expand(6, -1, -1)
+    spot, ahead, _ = predictor.look(columns, torch.from_numpy(inner).float(), torch.from_numpy(angles).float())
+    cameras = camera_to_world(np.concatenate([inner, angles], 1))  # +x image left, +y up, +z forward
+    centres = template().numpy() + 0.5
+    edge = np.tan(np.radians(35))  # the upper edge is 35 degrees above the middle; the width is 10 / 6 of the height
+    for camera, where, depth in zip(cameras, spot.flatten(1, 2).numpy(), ahead.flatten(1).numpy(), strict=True):
+        left, up, forward = ((centres - camera[:3, 3]) @ camera[:3, :3]).T
+        np.testing.assert_allclose(depth, forward, atol=2e-5)
+        far = forward > 1
+        np.testing.assert_allclose(where[far, 0], -left[far] / forward[far] / edge * 0.6, atol=1e-4)
+        np.testing.assert_allclose(where[far, 1], -up[far] / forward[far] / edge, atol=1e-4)
+
+
+def test_neighbours_turn_with_the_camera():
+    columns = torch.tensor([[[2, -3]]]).expand(3, -1, -1)
+    found = around(columns, torch.tensor([[0.0, 10.0], [30.0, 85.0], [0.0, -170.0]]))[:, 0] - torch.tensor([2, -3])
+    south, west, north, east = [0, 1], [-1, 0], [0, -1], [1, 0]
+    assert found[0].tolist() == [[0, 0], south, west, north, east]  # ahead, right, behind, left
+    assert found[1].tolist() == [[0, 0], west, north, east, south]
+    assert found[2].tolist() == [[0, 0], north, east, south, west]
+
+
+def test_a_frame_is_asked_about_what_is_in_sight_and_what_touches_the_player(predictor):
+    inner, angles = torch.tensor([[0.5, 0.0, 0.5]] * 2), torch.tensor([[0.0, 0.0], [0.0, 90.0]])
+    south, west = predictor.asked(inner, angles).view(2, SIDE, SIDE)
+    middle = SIDE // 2
+    around = slice(middle - 1, middle + 2)
+    assert south[around, around].all() and west[around, around].all()
+    assert south[middle, middle:].all() and not south[middle, : middle - 1].any()  # yaw 0 looks along +z
+    assert torch.equal(west, south.flip(1).T)  # 90 looks along -x
+    assert 30 < south.sum() < 80
+
+
+def test_a_map_stays_within_bounds_and_sees_the_frame(predictor):
+    columns = all_columns()[40:60].expand(2, -1, -1)
+    where = columns, torch.rand(2, 3), torch.tensor([[0.0, 10.0], [20.0, -100.0]]), torch.zeros(2)
+    known = torch.zeros(2, 20, 1 + NEIGHBOURS, LAYERS, 3)
+    features = predictor.read(torch.randn(2, 64, 6, 10))
+    assert features.shape == (2, predictor.config.fine, 12, 20)
+    for _ in range(200):
+        known[:, :, 0] = predictor.update(features, *where, known)
+    assert 0 < known.abs().max() <= LARGEST
+    other = predictor.update(predictor.read(torch.randn(2, 64, 6, 10)), *where, known)
+    again = predictor.update(features, *where, known)
+    assert not torch.equal(other, again)
+    # Cells behind the camera's plane show nothing: their columns change by what is known only.
+    hidden = (predictor.look(*where[:3])[1] <= 0).all(-1)
+    assert hidden.any() and not hidden.all()
+    assert torch.equal(other[hidden], again[hidden])
+
+
+def test_weights_survive_a_file(predictor, tmp_path):
+    save_pose(tmp_path, predictor)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert (tmp_path / FILE).stat().st_size < 1_500_000
+    loaded = load_pose(tmp_path, (64, 6, 10))
+    assert loaded is not None and loaded.config == predictor.config
+    latents = torch.randn(1, 64, 6, 10)
+    torch.testing.assert_close(loaded.read(latents), predictor.read(latents), atol=2e-2, rtol=2e-2)
+    assert load_pose(tmp_path / "elsewhere", (64, 6, 10)) is None
+
+
+def test_faulty_files_are_named(predictor, tmp_path):
+    save_pose(tmp_path, predictor)
+    with pytest.raises(CheckpointError, match=r"pose\.safetensors reads latents of shape \(64, 6, 10\)"):
+        load_pose(tmp_path, (8, 6, 10))
+    (tmp_path / FILE).write_bytes(b"no safetensors")
+    with pytest.raises(CheckpointError, match="decmem train pose"):
+        load_pose(tmp_path, (64, 6, 10))

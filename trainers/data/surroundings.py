@@ -1,0 +1,109 @@
+"""Encoded trajectories with the blocks around the player at each frame: what the pose predictor learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from decmem_env.model.pose_predictor import AIR, CELLS, SOLID, WATER, template
+from torch import Tensor
+
+from .latents import LatentPool
+from .stream import Episodes
+
+
+@dataclass
+class SurroundingsBatch:
+    """Pieces of trajectories, on the device.
+
+    Attributes:
+        latents: float32 [B, T, C, h, w].
+        cell: int64 [B, T, 3], the cell (x, y, z) that holds the feet.
+        inner: float32 [B, T, 3], position of the feet in it.
+        angles: float32 [B, T, 2], pitch and yaw in degrees.
+        climb: float32 [B, T], by how much the player rose since the frame before.
+        labels: int64 [B, T, CELLS], air, solid or water, in the order of `pose_predictor.template`.
+    """
+
+    latents: Tensor
+    cell: Tensor
+    inner: Tensor
+    angles: Tensor
+    climb: Tensor
+    labels: Tensor
+
+
+def split_poses(poses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cell int64 [..., 3], place in it float32 [..., 3], pitch and yaw float32 [..., 2] of poses float64 [..., 5]."""
+    # A foot that rests on a block may lie a rounding error below its top.
+    cell = torch.floor(poses[..., :3] + 1e-4)
+    return cell.long(), (poses[..., :3] - cell).float(), poses[..., 3:].float()
+
+
+def surroundings(blocks: Tensor, cells: Tensor) -> Tensor:
+    """What lies around players: stone beyond the sides and below the bottom, air above the top, as the physics has it.
+
+    Args:
+        blocks: uint8 [X, Z, Y].
+        cells: int64 [n, 3], cells (x, y, z) of their feet, on any device.
+
+    Returns:
+        uint8 [n, CELLS], `AIR`, `SOLID` or `WATER`.
+    """
+    from decmem_env.worlds.blocks import AIR as AIR_BLOCK
+    from decmem_env.worlds.blocks import WATER as WATER_BLOCK
+
+    size = torch.tensor([blocks.shape[0], blocks.shape[2], blocks.shape[1]], device=blocks.device)
+    around = cells.to(blocks.device)[:, None] + template(blocks.device)
+    x, y, z = around.minimum(size - 1).clamp_min(0).unbind(-1)
+    found = blocks[x, z, y]
+    kinds = torch.full_like(found, SOLID)
+    kinds[found == AIR_BLOCK] = AIR
+    kinds[found == WATER_BLOCK] = WATER
+    beyond = (around < 0).any(-1) | (around >= size)[..., [0, 2]].any(-1)
+    kinds[beyond] = SOLID
+    kinds[~beyond & (around[..., 1] >= size[1])] = AIR
+    return kinds
+
+
+class SurroundingsPool(LatentPool):
+    """A `LatentPool` whose trajectories also carry the blocks around the player."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.labels = torch.zeros((self.capacity, self.length, CELLS), dtype=torch.uint8, device=self.renderer.device)
+
+    def _insert(self, episodes: Episodes) -> int:
+        from decmem_env.worlds.edited import draw_edited, no_edits
+
+        assert episodes.blocks is not None
+        blocks = torch.from_numpy(episodes.blocks).to(self.labels.device, copy=True)
+        cells = split_poses(torch.from_numpy(episodes.poses))[0]
+        for row in range(len(cells)):
+            target = self.labels[(self.added + row) % self.capacity]
+
+            def look(start: int, stop: int, row: int = row, target: Tensor = target) -> None:
+                target[start:stop] = surroundings(blocks, cells[row, start:stop])
+
+            draw_edited(blocks, no_edits() if episodes.edits is None else episodes.edits[row], self.length, look)
+        return super()._insert(episodes)
+
+    def pieces(self, count: int, frames: int, rng: np.random.Generator) -> SurroundingsBatch:
+        """Draw `count` pieces of `frames` consecutive frames."""
+        which, start = rng.integers(0, self.count, count), rng.integers(0, self.length - frames + 1, count)
+        index = start[:, None] + np.arange(frames)
+        device = self.latents.device
+        take = torch.from_numpy(which[:, None] * self.length + index).to(device)
+        poses = self.poses[which[:, None], index]
+        before = self.poses[which[:, None], np.maximum(index - 1, 0), 1]
+        cell, inner, angles = split_poses(torch.from_numpy(poses))
+        return SurroundingsBatch(
+            self.latents.flatten(0, 1)[take].float(),
+            cell.to(device),
+            inner.to(device),
+            angles.to(device),
+            torch.from_numpy(poses[..., 1] - before).float().to(device),
+            self.labels.flatten(0, 1)[take].long(),
+        )
