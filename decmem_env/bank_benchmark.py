@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TINY_FRAMES, TINY_BUDGET = 16_667, 2 << 30  # 100,000 blocks; 2 GiB
 LAYER_FRAMES, LAYER_BUDGET = 3_334, 8 << 30  # 20,000 blocks
 AHEAD_FRAMES, AHEAD_LAYERS = 300, 4
-MINUTE_LATENTS = 150  # 600 video frames
+MINUTE_LATENTS, CARD_BYTES = 150, 22 << 30  # 600 video frames; what a card of 24 GB leaves free
 FORK_FRAMES, FORKS = 600, 64
 INT8_BOUND = 0.1  # relative error of a generated chunk
 
@@ -70,13 +70,40 @@ class _Peak:
             self.weights = torch.cuda.memory_allocated(self.device) - model.pool.allocated
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def bytes(self, with_weights: bool = False) -> int | None:
+    def bytes(self) -> int | None:
         """The most so far; None on the CPU."""
         import torch
 
-        if self.device.type != "cuda":
-            return None
-        return torch.cuda.max_memory_allocated(self.device) - (0 if with_weights else self.weights)
+        return None if self.device.type != "cuda" else torch.cuda.max_memory_allocated(self.device) - self.weights
+
+
+class _Card:
+    """Lets this process take no more of a CUDA device than a smaller one has; `peak` is the most that it took."""
+
+    def __init__(self, device: str, limit: int) -> None:
+        self.device, self.limit = device, limit
+        self.peak: int | None = None
+
+    def _allow(self, share: float) -> None:
+        import torch
+
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(share, self.device)
+
+    def __enter__(self) -> _Card:
+        import torch
+
+        if self.device.startswith("cuda"):
+            self._allow(min(1.0, self.limit / torch.cuda.get_device_properties(self.device).total_memory))
+            torch.cuda.reset_peak_memory_stats(self.device)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        import torch
+
+        if self.device.startswith("cuda"):
+            self.peak = torch.cuda.max_memory_reserved(self.device)
+            self._allow(1.0)
 
 
 def _chunk(session: Session) -> torch.Tensor:
@@ -205,21 +232,38 @@ def eight_bits(
 ) -> dict[str, Any]:
     """A long memory in 8 bits against the same one in full: bytes, speed and error.
 
+    Args:
+        preset: Of `model.config`.
+        device: Where. On CUDA the 8-bit model is made, filled and stepped within `CARD_BYTES`.
+        dtype: Of the products.
+        latents: Latent frames remembered in the end.
+        pairs: Chunks that count.
+        decode: Whether frames are made.
+        **changes: Of the preset.
+
+    Returns:
+        Frames a second, the most bytes that torch took from the device (weights, decoder, and making the model
+        included), and errors.
+
     Raises:
         ValueError: A generated chunk differs by more than `INT8_BOUND`: no speed.
     """
+    from .model.memory_layout import divide, page_bytes
+
     loaded = random_checkpoint(preset, device, **changes)
-    more = (pairs + 4) * loaded.config.chunk
-    settings = {"steps": FEW_STEPS, "guidance": 1.0}
-    small = _model(loaded, device, dtype, int(1.15 * _room(loaded, dtype, latents + more, "int8")), "int8")
-    peak = _Peak(small)
-    short = _fill(small, latents, **settings)
-    for _ in range(2):
-        step(short, decode)
-    most = peak.bytes(with_weights=True)
-    short.close()
-    full = _model(loaded, device, dtype, _room(loaded, dtype, latents + more))
-    short, long = (_fill(model, latents, **settings) for model in (small, full))
+    cfg, settings = loaded.config, {"steps": FEW_STEPS, "guidance": 1.0}
+    begin = latents - (pairs + 3) * cfg.chunk
+    budget = (latents + cfg.chunk) * page_bytes(cfg, dtype, "int8")
+    while divide(cfg, dtype, "int8", budget, 0, False).pages < max(latents + cfg.chunk, cfg.window + 4 * cfg.chunk):
+        budget += budget // 100
+    with _Card(device, CARD_BYTES) as card:
+        small = _model(loaded, device, dtype, budget, "int8")
+        short = _fill(small, begin, **settings)
+        for _ in range(2):
+            step(short, decode)
+        short.close()
+    full = _model(loaded, device, dtype, _room(loaded, dtype, latents))
+    short, long = (_fill(model, begin, **settings) for model in (small, full))
     error = _difference(*(_chunk(session) for session in (short, long)))
     frames = [session.decode_context() for session in (long, short)]
     if not error <= INT8_BOUND:
@@ -230,7 +274,8 @@ def eight_bits(
     count = small.frames_per_step
     found |= {
         "latents": latents,
-        "peak_gib": None if most is None else most / 2**30,
+        "memory_budget": budget,
+        "peak_gib": None if card.peak is None else card.peak / 2**30,
         "frames_per_second": count / found["limited_seconds"],
         "unlimited_frames_per_second": count / found["unlimited_seconds"],
         "chunk_error": error,

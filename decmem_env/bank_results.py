@@ -65,7 +65,7 @@ def measure(device: str, parts: tuple[str, ...], debug: bool, json: Path | None)
         add("ahead_over_late_seconds", found["ratio"], "", better="lower", details=found)
     free()
     if "minute" in parts:
-        found = bench.eight_bits(large, device, brain, 24 if debug else bench.MINUTE_LATENTS, 1 if debug else 3)
+        found = bench.eight_bits(large, device, brain, 40 if debug else bench.MINUTE_LATENTS, 1 if debug else 3)
         add("minute_peak", found["peak_gib"], "GiB", MINUTE_PEAK_BAR, better="lower", details=found)
         add("minute_speed_ratio", 1.0 / found["ratio"], "", MINUTE_SPEED_BAR, details=found)
         add("int8_attention_error", found["attention_error"], "", better="lower")

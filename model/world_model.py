@@ -58,13 +58,14 @@ class WorldModel:
         self.pose_predictor = loaded.pose_predictor
         self.decoder: Decoder | None = None
         self.device, self.dtype = device, dtype
+        if self.config.layout == "wan" and device.type == "cuda" and dtype != torch.float32:
+            # The streamer holds 16-bit copies; gigabytes of fp32 beside them wait on the host (`save_pretrained`), from
+            # before the memory is reserved.
+            self.transformer.blocks.to("cpu")
+            torch.cuda.empty_cache()
         self.pool = PagePool(self.config, device, dtype, memory_budget, memory_dtype, host_budget)
         self.lock = self.pool.lock
         self.streamer = Streamer(self.transformer, self.pool)
-        if self.config.layout == "wan" and device.type == "cuda" and dtype != torch.float32:
-            # The streamer holds 16-bit copies; gigabytes of fp32 beside them wait on the host (`save_pretrained`).
-            self.transformer.blocks.to("cpu")
-            torch.cuda.empty_cache()
         self.frames_per_step = self.config.chunk * self.config.frames_per_latent
         backend = "cpu" if device.type == "cpu" else "triton"
         self.kernel = f"{device.type}/{str(dtype).removeprefix('torch.')}/{backend}"
