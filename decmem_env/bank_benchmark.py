@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TINY_FRAMES, TINY_BUDGET = 16_667, 2 << 30  # 100,000 blocks; 2 GiB
 LAYER_FRAMES, LAYER_BUDGET = 3_334, 8 << 30  # 20,000 blocks
-AHEAD_FRAMES, AHEAD_LAYERS = 300, 4
+AHEAD_FRAMES, AHEAD_LAYERS, AHEAD_TOP_K = 600, 4, 16  # lists of a pass that one stage holds
 MINUTE_LATENTS, CARD_BYTES = 150, 22 << 30  # 600 video frames; what a card of 24 GB leaves free
 FORK_FRAMES, FORKS = 600, 64
 INT8_BOUND = 0.1  # relative error of a generated chunk

@@ -59,9 +59,9 @@ def measure(device: str, parts: tuple[str, ...], debug: bool, json: Path | None)
         add("layer_peak_over_budget", found["peak_over_budget"], "", better="lower")
     free()
     if "ahead" in parts:
-        frames, layers = (90, 3) if debug else (bench.AHEAD_FRAMES, bench.AHEAD_LAYERS)
+        frames, layers, top_k = (90, 3, 8) if debug else (bench.AHEAD_FRAMES, bench.AHEAD_LAYERS, bench.AHEAD_TOP_K)
         budget = (6 << 20) if debug else bench.LAYER_BUDGET
-        found = bench.overlap(large, device, brain, frames, budget, depth=layers)
+        found = bench.overlap(large, device, brain, frames, budget, depth=layers, top_k=top_k)
         add("ahead_over_late_seconds", found["ratio"], "", better="lower", details=found)
     free()
     if "minute" in parts:
