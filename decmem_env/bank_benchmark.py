@@ -163,7 +163,8 @@ def limited_step(
         **changes: Of the preset.
 
     Returns:
-        Seconds, their ratio, `error`, `blocks`, bytes, where the frames are, and `peak_over_budget`.
+        Seconds, their ratio, `error`, `blocks`, bytes, where the frames are, `peak_over_budget` (the most that torch
+        held beyond weights and the unlimited memory's activations; None on the CPU) and `all_over_budget` (with them).
 
     Raises:
         ValueError: The steps differ: no speed.
@@ -177,9 +178,12 @@ def limited_step(
     fetched = long.stats["fetched_bytes"]
     step(long)
     most = peak.bytes()
-    short = _fill(_model(loaded, device, dtype, whole), frames, **(settings or {}))
+    unlimited = _model(loaded, device, dtype, whole)
+    other = _Peak(unlimited)
+    short = _fill(unlimited, frames, **(settings or {}))
     error = _checked(first, _chunk(short), dtype, "the limited memory")
     step(short)
+    beside = other.bytes()
     found: dict[str, Any] = {**_pairs(short, long, pairs), "error": error}
     found["blocks"] = frames * loaded.config.blocks_per_frame
     stats, layout = long.stats, limited.pool.layout
@@ -187,7 +191,13 @@ def limited_step(
     found |= {"device_pages": layout.pages, "stages": layout.stages, "stage_blocks": layout.stage_blocks}
     found["first_fetched_bytes"] = fetched  # the stages were empty
     found["history_bytes"] = frames * limited.pool.page_bytes
-    found["peak_over_budget"] = None if most is None else most / budget
+    if most is not None and beside is not None:
+        # Activations are not the memory's: the same steps with an unlimited memory show how much they take.
+        activations = beside - unlimited.pool.allocated
+        found["peak_over_budget"] = (most - activations) / budget
+        found["activations_bytes"], found["all_over_budget"] = activations, most / budget
+    else:
+        found["peak_over_budget"] = None
     short.close()
     long.close()
     return found
