@@ -108,7 +108,12 @@ def slowest_env_speed(processes: int = PROCESSES, **options: Any) -> dict[str, A
 
 
 def vector_env_speed(
-    checkpoint: str = "tiny", *, worlds: int = 16, episode: int = 256, device: str = "cpu"
+    checkpoint: str = "tiny",
+    *,
+    worlds: int = 16,
+    episode: int = 256,
+    device: str = "cpu",
+    memory_budget: int | None = None,
 ) -> dict[str, Any]:
     """Env steps a second of `gym.make_vec` with random actions: all that a learner would wait for, resets included.
 
@@ -120,6 +125,7 @@ def vector_env_speed(
         worlds: Environments.
         episode: Steps of an episode.
         device: Where the model runs.
+        memory_budget: Bytes for the memories of all worlds; frames beyond it move or are forgotten, which costs time.
     """
     import gymnasium as gym
 
@@ -130,6 +136,7 @@ def vector_env_speed(
         num_envs=worlds,
         checkpoint=checkpoint,
         device=device,
+        memory_budget=memory_budget,
         max_episode_steps=episode,
         autoreset_mode="SAME_STEP",
         world_seeds=(9_000_000, 9_000_000 + worlds - 1),

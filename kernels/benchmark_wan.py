@@ -283,9 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check-only", action="store_true")
     parser.add_argument("--backward", action="store_true", help="also time the gradients")
     parser.add_argument("--no-selection", action="store_true", help="do not time the selection of blocks")
-    parser.add_argument(
-        "--peers", action="store_true", help="also time FlexAttention (at the first history) and dense attention"
-    )
+    parser.add_argument("--peers", action="store_true", help="also time FlexAttention (once) and dense attention")
     parser.add_argument("--sweep", action="store_true", help="try launch settings of the Triton kernels first")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)

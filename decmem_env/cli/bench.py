@@ -7,7 +7,7 @@ import gc
 from pathlib import Path
 from typing import Any
 
-from .common import Formatter, add_command, add_model_options, positive, resolve_device, say
+from .common import Formatter, add_command, add_model_options, generous_budget, positive, resolve_device, say
 
 _EXAMPLES = """\
 decmem bench cpu --json cpu.json          frames_per_second: three fresh processes, 2 threads, the slowest
@@ -160,7 +160,8 @@ def run_env(options: argparse.Namespace) -> int:
     from ..benchmarks import vector_env_speed
 
     device = resolve_device(options.device)
-    found = vector_env_speed(options.checkpoint, worlds=options.worlds, episode=options.episode, device=device)
+    worlds, episode, budget = options.worlds, options.episode, generous_budget(device)
+    found = vector_env_speed(options.checkpoint, worlds=worlds, episode=episode, device=device, memory_budget=budget)
     full = options.worlds == 64 and device.startswith("cuda")
     return _finish("vector_env_frames_per_second", found, VECTOR_BAR if full else None, device, options)
 
