@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import time
 from pathlib import Path
 from typing import Any
 
@@ -251,18 +252,29 @@ def run_wan(options: argparse.Namespace) -> int:
         if options.json is not None:  # a part that fails later costs none of these
             write_json(options.json, items)
 
+    began = last = time.perf_counter()
+
+    def done(part: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        say(f"{part}: {now - last:.0f} s, {now - began:.0f} s in all")
+        last = now
+
     error, bound = bench.check(options.preset, device, dtype), bench.CHECK_BOUND[str(dtype).removeprefix("torch.")]
     add("wan_stream_against_teacher_forcing", error, bar=bound, better="lower")
     if not error <= bound:
         raise ValueError(
             f"streaming differs from teacher forcing by {error:.1e} (bound {bound:g}): no speed is printed"
         )
+    done("check")
     held = max(lengths) if grow else bench.PREFIX
     model = bench.random_model(options.preset, device, dtype, held + 2 * bench.PREFIX)
+    done("model")
     if "protocol" in parts:
         for name, decode in (("wan_frames_per_second_without_decoder", False), ("wan_frames_per_second", True)):
             found = bench.protocol(model, decode=decode)
             add(name, found["frames_per_second"], "frames/s", details=found)
+        done("protocol")
     if "few" in parts:
         found = bench.protocol(model, steps=bench.FEW_STEPS, guidance=1.0)
         add("wan_few_steps_frames_per_second_without_decoder", found["frames_per_second"], "frames/s", details=found)
@@ -270,16 +282,20 @@ def run_wan(options: argparse.Namespace) -> int:
         found = bench.protocol(model, decode=True, steps=bench.FEW_STEPS, guidance=1.0)
         add("wan_few_steps_frames_per_second_fast_decoder", found["frames_per_second"], "frames/s", details=found)
         model.decoder = None
+        done("few")
     if grow:
-        rows = bench.histories(model, lengths, "dense" in parts)
-        for row in rows:
+        rows = []
+        for row in bench.histories(model, lengths, "dense" in parts):
+            rows.append(row)
             for kind in ("chunk_seconds", "dense_chunk_seconds"):
                 if kind in row:
                     add(f"wan_{kind}_{row['latents']:.0f}", row[kind], "s")
         ratio, full = rows[-1]["chunk_seconds"] / rows[0]["chunk_seconds"], (lengths[0], lengths[-1]) == (56, 600)
         add("wan_chunk_growth", ratio, bar=WAN_GROWTH_BAR if full else None, better="lower", details={"rows": rows})
+        done("growth")
     if "profile" in parts:
         print(bench.profile(model, min(lengths)))
+        done("profile")
     del model
     gc.collect()  # its memory may be all there is
     if "layer" in parts:
@@ -287,6 +303,7 @@ def run_wan(options: argparse.Namespace) -> int:
         found = bench.layer_growth(options.preset, device, dtype, size, bench.LAYERS)
         bar = WAN_LAYER_BAR if options.preset == "wan-1.3b" else None
         add("wan_layer_growth", found.pop("ratio"), bar=bar, better="lower", details=found)
+        done("layer")
     if options.json is not None:
         print(options.json)
     return 0
