@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,14 @@ class _Layer:
         return x + attention(norm(x).to(self.out[0].dtype), keys).float()
 
 
+class _Next(NamedTuple):
+    """What follows a block: shift and scale of its norm [1, F, 1, W], and the norm's dtype."""
+
+    shift: Tensor
+    scale: Tensor
+    dtype: torch.dtype
+
+
 class Streamer:
     """The transformer over a page pool.
 
@@ -102,8 +110,8 @@ class Streamer:
             self.layers = [_Layer(block, pool.device, self.dtype, text) for block in model.blocks]  # type: ignore[arg-type]
         wan = self.config.layout == "wan"
         self.tables = None if wan else patch_tables(self.config, model.spatial)
-        self.point = Pointwise(wan and pool.device.type == "cuda")
         self.fused = wan and has_kernel(pool.device, self.config.head_dim)
+        self.point = Pointwise(wan and pool.device.type == "cuda", self.fused)
         self.watcher: Dispersion | None = None
         self._vectors: dict[tuple[float, ...], tuple[list[Tensor], Tensor]] = {}
 
@@ -159,6 +167,7 @@ class Streamer:
         """
         vectors, head = self._modulation(times)
         x = self.model.tokens(latents, actions, keep).float()
+        normed = self.point.modulated(x, *vectors[0][:2], self.dtype)
         last = len(self.layers) - 1
         if plan.working is not None:
             if self.watcher is not None:
@@ -167,11 +176,10 @@ class Streamer:
         for index, layer in enumerate(self.layers):
             start = plan.output if index == last else 0
             lists = forced[index] if forced is not None else None
-            x = self._layer(index, layer, x, vectors[index], where, plan, start, lists, record)
+            then = _Next(*head, torch.float32) if index == last else _Next(*vectors[index + 1][:2], self.dtype)
+            x, normed = self._layer(index, layer, x, normed, vectors[index], then, where, plan, start, lists, record)
         if plan.output == len(times):
             return None
-        shift, scale = head[:, :, plan.output :]
-        normed = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale)
         return self.model.unpatch(self.model.head(normed))
 
     def _layer(
@@ -179,14 +187,19 @@ class Streamer:
         index: int,
         layer: _Layer,
         x: Tensor,
+        normed: Tensor,
         vectors: Tensor,
+        then: _Next,
         where: FrameMatrices | Positions,
         plan: Plan,
         start: int,
         forced: BlockLists | None,
         record: list[BlockLists] | None,
-    ) -> Tensor:
-        """One block; frames before `start` only leave their keys and values (their output is not needed any more)."""
+    ) -> tuple[Tensor, Tensor]:
+        """One block: from stream and norm to the next ones.
+
+        Frames before `start` only leave their keys and values (their output is not needed any more).
+        """
         cfg, pool, point = self.config, self.pool, self.point
         batch, frames, tokens, _ = x.shape
         staging, pages = pool.staging, pool.pages(index)
@@ -194,8 +207,8 @@ class Streamer:
             if plan.lists.limit is not None:
                 staging.prefetch(index + 1)
             pages = staging.window(index, plan.working)
-        shift1, scale1, gate1, shift2, scale2, gate2 = vectors
-        mixed = F.linear(point.modulated(x, shift1, scale1, self.dtype), *layer.into).view(batch * frames, tokens, -1)
+        _, _, gate1, shift2, scale2, gate2 = vectors[:, :, start:]
+        mixed = F.linear(normed, *layer.into).view(batch * frames, tokens, -1)
         if isinstance(where, Positions) and self.fused:
             query, key, _, cos, sin = (t.flatten(0, 1) for t in where)
             size, real = cfg.block_tokens, tokens - cfg.padding
@@ -212,7 +225,7 @@ class Streamer:
         if plan.working is not None:
             staging.keep(index, plan.working, pages)
         if start == frames:
-            return x
+            return x, normed
         q = q[:, :, start:].flatten(2, 3).to(self.dtype)
         lists = plan.lists if start == 0 else plan.output_lists
         assert lists is not None
@@ -240,14 +253,13 @@ class Streamer:
         else:
             merged = self._decode(local, retrieved, gate, where, frames - start, start)
         change = F.linear(merged.to(self.dtype), *layer.out)
-        shift, scale = shift2[:, start:], scale2[:, start:]
         if layer.cross is None:
-            x, normed = point.residual_modulated(x[:, start:], gate1[:, start:], change, shift, scale, self.dtype)
+            x, normed = point.residual_modulated(x[:, start:], gate1, change, shift2, scale2, self.dtype)
         else:
-            x = layer.attend_text(point.residual(x[:, start:], gate1[:, start:], change))
-            normed = point.modulated(x, shift, scale, self.dtype)
-        hidden = point.up(normed, *layer.up)
-        return point.residual(x, gate2[:, start:], F.linear(hidden, *layer.down))
+            x = layer.attend_text(point.residual(x[:, start:], gate1, change))
+            normed = point.modulated(x, shift2, scale2, self.dtype)
+        change = F.linear(point.up(normed, *layer.up), *layer.down)
+        return point.residual_modulated(x, gate2, change, then.shift[:, start:], then.scale[:, start:], then.dtype)
 
     def _encode(self, mixed: Tensor, layer: _Layer, where: FrameMatrices) -> Encoded:
         """Norm q and k and position-encode q, k and v of [B * F, N, 3I (+ I)], by matrices."""
