@@ -167,7 +167,7 @@ class Streamer:
         """
         vectors, head = self._modulation(times)
         x = self.model.tokens(latents, actions, keep).float()
-        normed = self.point.modulated(x, *vectors[0][:2], self.dtype)
+        normed = self.point.modulated(x, vectors[0][0], vectors[0][1], self.dtype)
         last = len(self.layers) - 1
         if plan.working is not None:
             if self.watcher is not None:
@@ -176,7 +176,8 @@ class Streamer:
         for index, layer in enumerate(self.layers):
             start = plan.output if index == last else 0
             lists = forced[index] if forced is not None else None
-            then = _Next(*head, torch.float32) if index == last else _Next(*vectors[index + 1][:2], self.dtype)
+            after = head if index == last else vectors[index + 1]
+            then = _Next(after[0], after[1], torch.float32 if index == last else self.dtype)
             x, normed = self._layer(index, layer, x, normed, vectors[index], then, where, plan, start, lists, record)
         if plan.output == len(times):
             return None
