@@ -123,7 +123,7 @@ class Streamer:
             return frame_matrices(self.config, self.tables, *parts)
         return self.model.where(*(t[None] for t in parts))
 
-    def _modulation(self, times: tuple[float, ...]) -> tuple[list[Tensor], Tensor]:
+    def modulation(self, times: tuple[float, ...]) -> tuple[list[Tensor], Tensor]:
         """Vectors [6, 1, F, 1, W] of each layer and [2, 1, F, 1, W] of the head; scales are stored plus one."""
         found = self._vectors.get(times)
         if found is None:
@@ -165,7 +165,22 @@ class Streamer:
         Returns:
             Velocity fp32 [B, F - output, C, h, w], or None where only commits were asked for.
         """
-        vectors, head = self._modulation(times)
+        return self.compute(plan, latents, actions, keep, self.modulation(times), where, forced, record)
+
+    @torch.no_grad()
+    def compute(
+        self,
+        plan: Plan,
+        latents: Tensor,
+        actions: Tensor,
+        keep: Tensor,
+        modulation: tuple[list[Tensor], Tensor],
+        where: FrameMatrices | Positions,
+        forced: list[BlockLists] | None = None,
+        record: list[BlockLists] | None = None,
+    ) -> Tensor | None:
+        """`run`, with the vectors of `modulation` in place of the flow times."""
+        vectors, head = modulation
         x = self.model.tokens(latents, actions, keep).float()
         normed = self.point.modulated(x, vectors[0][0], vectors[0][1], self.dtype)
         last = len(self.layers) - 1
@@ -179,7 +194,7 @@ class Streamer:
             after = head if index == last else vectors[index + 1]
             then = _Next(after[0], after[1], torch.float32 if index == last else self.dtype)
             x, normed = self._layer(index, layer, x, normed, vectors[index], then, where, plan, start, lists, record)
-        if plan.output == len(times):
+        if plan.output == plan.frames:
             return None
         return self.model.unpatch(self.model.head(normed))
 

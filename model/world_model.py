@@ -18,6 +18,7 @@ from ..conventions.poses import normalised_intrinsics, projective_matrices, vali
 from . import checkpoint, flow
 from .attention import BlockLists
 from .memory import PagePool
+from .pass_graphs import PassGraphs
 from .passes import MODES, Plan, Row, plan_pass
 from .position import FrameMatrices, Positions
 from .session import Pending, Session, Settings
@@ -42,6 +43,7 @@ class WorldModel:
         sha256: Of the checkpoint.
         kernel: Device, number type and attention kernel, which bitwise replay depends on.
         frames_per_step: Video frames that one `step` makes; the first step of a session may make fewer (`frames_of`).
+        graphs: Replays passes as CUDA graphs, for results that stay the same; None (the default) does without.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class WorldModel:
         self.pool = PagePool(self.config, device, dtype, memory_budget, memory_dtype, host_budget)
         self.lock = self.pool.lock
         self.streamer = Streamer(self.transformer, self.pool)
+        self.graphs: PassGraphs | None = None
         self.frames_per_step = self.config.chunk * self.config.frames_per_latent
         backend = "cpu" if device.type == "cpu" else "triton"
         self.kernel = f"{device.type}/{str(dtype).removeprefix('torch.')}/{backend}"
@@ -323,7 +326,7 @@ class WorldModel:
             if branches == 2:
                 keep[:, clean + chunk :] = False
             skip = 0 if clean == commit else commit * self.config.blocks_per_frame
-            velocity = self.streamer.run(
+            velocity = (self.graphs or self.streamer).run(
                 plan,
                 latents,
                 actions,
