@@ -24,7 +24,7 @@ decmem bench kernels --json kernels.json  needs a CUDA device; checks every kern
 CPU_BAR = 4.0  # frames/s with a memory of 300 frames, two cores
 VECTOR_BAR = 1500.0  # env steps/s, 64 worlds on a H200
 SOAK_BAR = 1.05  # the end of a long session over its beginning
-WAN_PARTS = ("protocol", "few", "growth", "dense", "layer", "profile")
+WAN_PARTS = ("protocol", "few", "growth", "dense", "layer", "graphs", "profile")
 WAN_GROWTH_BAR, WAN_LAYER_BAR = 1.15, 1.25  # a chunk at 600 latents, a layer at 2,400, over one at 56
 BANK_PARTS = ("tiny", "layer", "ahead", "minute", "fork")
 LOAD_BAR = 10.0  # seconds for Wan-1.3B's fp32 file from a warm page cache
@@ -89,9 +89,10 @@ def add_parser(commands: Any) -> None:
         "--parts",
         nargs="+",
         choices=WAN_PARTS,
-        default=WAN_PARTS[:-1],
+        default=WAN_PARTS[:-2],
         help="protocol: the paper's; few: 4 steps, no guidance; growth: longer histories; dense: attention to all;"
-        " layer: 2,400 latents; profile: a table of kernels (default: all but profile)",
+        " layer: 2,400 latents; graphs: protocol and few without decoder, passes replayed as CUDA graphs; profile: a table"
+        " of kernels (default: all but the last two)",
     )
     wan.add_argument(
         "--histories", type=positive, nargs="+", default=(56, 150, 600), metavar="N", help="latents (56 150 600)"
@@ -293,6 +294,17 @@ def run_wan(options: argparse.Namespace) -> int:
         ratio, full = rows[-1]["chunk_seconds"] / rows[0]["chunk_seconds"], (lengths[0], lengths[-1]) == (56, 600)
         add("wan_chunk_growth", ratio, bar=WAN_GROWTH_BAR if full else None, better="lower", details={"rows": rows})
         done("growth")
+    if "graphs" in parts:
+        error = bench.use_graphs(model)
+        add("wan_graphs_relative_error", error, bar=bound, better="lower")
+        if not error <= bound:
+            raise ValueError(f"replayed passes differ by {error:.1e} (bound {bound:g}): no speed is printed")
+        few: dict[str, Any] = {"steps": bench.FEW_STEPS, "guidance": 1.0}
+        for name, settings in (("", {}), ("few_steps_", few)):
+            found = bench.protocol(model, **settings)
+            add(f"wan_{name}frames_per_second_graphs", found["frames_per_second"], "frames/s", details=found)
+        model.graphs = None
+        done("graphs")
     if "profile" in parts:
         print(bench.profile(model, min(lengths)))
         done("profile")

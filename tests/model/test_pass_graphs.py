@@ -1,11 +1,14 @@
 """Replayed passes against launched ones; without a GPU the "graphs" run the same code on their buffers."""
 
+import json
+
 import pytest
 import torch
 from decmem_env.model import pass_graphs
 from decmem_env.model.pass_graphs import PassGraphs
 
 from decmem_env import wan_benchmark as bench
+from decmem_env.cli import main
 
 
 class Again:
@@ -84,6 +87,16 @@ def test_graphs_need_a_gpu():
     model = bench.random_model("wan-debug", "cpu", torch.float32, 64)
     with pytest.raises(ValueError, match="use device='cuda', or no graphs"):
         PassGraphs(model.streamer)
+
+
+def test_the_benchmark_compares_before_it_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr(pass_graphs, "_CudaRecorder", lambda device: Again())
+    file = tmp_path / "wan.json"
+    arguments = ["bench", "wan", "--preset", "wan-debug", "--device", "cpu", "--parts", "graphs", "--json", str(file)]
+    assert main(arguments) == 0
+    items = {item["name"]: item for item in json.loads(file.read_text())}
+    assert items["wan_graphs_relative_error"]["met"]
+    assert items["wan_few_steps_frames_per_second_graphs"]["value"] > 0
 
 
 @pytest.mark.gpu
