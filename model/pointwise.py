@@ -1,4 +1,4 @@
-"""The work of a layer between its products and its attention, for the layout `wan`; compiled on CUDA.
+"""The work of a layer between its products and its attention, for the layout `wan`; compiled, or kernels, on CUDA.
 
 Each function reads its inputs once and writes its outputs once when compiled; on the CPU they run as written. Shapes as
 in `streaming`; P = B * F frames.

@@ -91,8 +91,8 @@ def add_parser(commands: Any) -> None:
         choices=WAN_PARTS,
         default=WAN_PARTS[:-2],
         help="protocol: the paper's; few: 4 steps, no guidance; growth: longer histories; dense: attention to all;"
-        " layer: 2,400 latents; graphs: protocol and few without decoder, passes replayed as CUDA graphs; profile: a table"
-        " of kernels (default: all but the last two)",
+        " layer: 2,400 latents; graphs: protocol and few without decoder, passes replayed as CUDA graphs; profile: a"
+        " table of kernels (default: all but the last two)",
     )
     wan.add_argument(
         "--histories", type=positive, nargs="+", default=(56, 150, 600), metavar="N", help="latents (56 150 600)"
