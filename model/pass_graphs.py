@@ -20,7 +20,7 @@ from .passes import Plan
 from .position import FrameMatrices, Positions
 from .streaming import Streamer
 
-BUCKET = 256  # frames of history
+BUCKET = 128  # frames of history
 _MOST = 8  # graphs that are kept; each holds buffers for its inputs
 
 Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
