@@ -38,6 +38,7 @@ from .pointwise import Encoded, Pointwise
 from .position import FrameMatrices, Positions, frame_matrices, patch_tables
 from .staged_attention import Window, attend_copies
 from .transformer import Block, WorldTransformer
+from .upload import upload
 
 # Factor on the logits of tokens before the window in the mode `decay`, after UltraViCo (arXiv 2511.20123), which scales
 # what lies beyond the trained length down without training; DecMem, which compares itself with it, names no value.
@@ -118,7 +119,7 @@ class Streamer:
     def where(self, projective: Tensor, inverse: Tensor, frame_index: Tensor) -> FrameMatrices | Positions:
         """Position transforms of P frames: P~ and its inverse fp32 [P, 4, 4], indices int64 [P]."""
         # On a GPU the matrices are built there: many worlds' take milliseconds to build here, and more to send.
-        parts = [t.to(self.pool.device) for t in (projective, inverse, frame_index)]
+        parts = [upload(t, self.pool.device) for t in (projective, inverse, frame_index)]
         if self.tables is not None:
             return frame_matrices(self.config, self.tables, *parts)
         return self.model.where(*(t[None] for t in parts))

@@ -24,6 +24,7 @@ from .position import FrameMatrices, Positions
 from .session import Pending, Session, Settings
 from .snapshot import Snapshot
 from .streaming import Streamer
+from .upload import upload
 from .video_rate import to_latent_rate, video_frames
 from .video_stream import Decoder
 
@@ -301,7 +302,7 @@ class WorldModel:
         origins = [
             poses_of.poses[0] if s.origin is None else s.origin for s, poses_of in zip(sessions, new, strict=True)
         ]
-        state = torch.stack([frames.latents for frames in new]).to(self.device)
+        state = upload(torch.stack([frames.latents for frames in new]), self.device)
         times = [*flow.schedule(settings.steps, self.config.shift), 0.0]
         prepared: dict[int, tuple[Plan, FrameMatrices | Positions, Tensor]] = {}
         forced = _forced(sessions, self.device)
@@ -342,14 +343,14 @@ class WorldModel:
             noise = None
             if self.config.sampler == "renoise" and then > 0.0:
                 drawn = [flow.session_noise(session.generator, tuple(state.shape[1:])) for session in sessions]
-                noise = torch.stack(drawn).to(self.device)
+                noise = upload(torch.stack(drawn), self.device)
             state = flow.advance(state, velocity, now, then, noise)
         _keep_lists(sessions, record, chunk * self.config.blocks_per_frame)
         return state
 
     def _actions(self, parts: list[list[Pending]]) -> Tensor:
         rows = np.stack([np.concatenate([p.actions for p in row]) for row in parts])
-        return torch.from_numpy(rows).to(self.device)
+        return upload(rows, self.device)
 
     def _where(self, parts: list[list[Pending]], origins: list[NDArray[np.float64]]) -> FrameMatrices | Positions:
         """Position transforms of all frames of a pass, rows one after the other."""
