@@ -137,6 +137,8 @@ class PageStore:
             part = torch.empty(shape, dtype=self.storage)
             for layer, tensor in enumerate(held):
                 part[layer][:, torch.from_numpy(near)] = tensor.index_select(1, index).cpu()
+            if self.device.type == "cuda":  # frames may still be on their way to the host
+                torch.cuda.current_stream(self.device).synchronize()
             for i in np.flatnonzero(places < 0):
                 assert self.host is not None
                 part[:, :, i] = self.host[int(-1 - places[i])][:, which]

@@ -13,6 +13,7 @@ from .attention import BlockLists, block_table
 from .config import ModelConfig
 from .memory import PagePool, Slots
 from .staging import Working, working_set
+from .upload import upload
 
 MODES = ("memory", "dense", "decay", "off", "window")
 LARGE_FRAME = 320  # tokens; local attention over larger frames goes by dense kernels or in tiles
@@ -101,7 +102,7 @@ def _pad(rows: list[list[np.ndarray]], device: torch.device) -> BlockLists:
     for b, row in enumerate(rows):
         for f, entry in enumerate(row):
             lists[b, f, : len(entry)] = entry
-    return BlockLists(torch.from_numpy(lists)[:, None].to(device), torch.from_numpy(counts)[:, None].to(device))
+    return BlockLists(upload(lists[:, None], device), upload(counts[:, None], device))
 
 
 def _pages(config: ModelConfig, local: list[list[np.ndarray]], device: torch.device) -> Tensor | None:
@@ -109,7 +110,7 @@ def _pages(config: ModelConfig, local: list[list[np.ndarray]], device: torch.dev
     chunks = [entry for row in local for entry in row[:: config.chunk]]
     if config.tokens <= LARGE_FRAME or len({len(pages) for pages in chunks}) > 1:
         return None
-    return torch.from_numpy(np.stack(chunks)).to(device)
+    return upload(np.stack(chunks), device)
 
 
 def _lists(
@@ -132,7 +133,7 @@ def _lists(
         return Lists(tiles, pages, None, None, None, None)
 
     def spread(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.repeat(values * blocks, blocks, 1).astype(np.int32)).to(device)
+        return upload(np.repeat(values * blocks, blocks, 1).astype(np.int32), device)
 
     return Lists(
         tiles,
@@ -196,7 +197,7 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
         else _lists(config, local, distant, limit_BF, first_BF, mode, device)
     )
     history, table = _history(pool, rows, config.blocks_per_frame) if lists.limit is not None else (None, 0)
-    placed = torch.from_numpy(slots).to(device)
+    placed = upload(slots, device)
     return Plan(placed, lists, limit_BF.shape[1], output, output_lists, history, table, top_k, working)
 
 
@@ -210,4 +211,4 @@ def _history(pool: PagePool, rows: list[Row], blocks: int) -> tuple[Tensor | sli
     for b, row in enumerate(rows):
         padded[b, : len(row.history)] = row.history
     table = (padded[..., None] * blocks + np.arange(blocks)).reshape(len(rows), -1).astype(np.int32)
-    return torch.from_numpy(padded).to(pool.device), torch.from_numpy(table).to(pool.device)
+    return upload(padded, pool.device), upload(table, pool.device)

@@ -1,4 +1,4 @@
-"""The work of a layer between its products and its attention, for the layout `wan`; compiled on CUDA.
+"""The work of a layer between its products and its attention, for the layout `wan`; compiled, or kernels, on CUDA.
 
 Each function reads its inputs once and writes its outputs once when compiled; on the CPU they run as written. Shapes as
 in `streaming`; P = B * F frames.
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.modulated_norm import modulated_norm, residual_modulated_norm
 from .config import ModelConfig
 from .position import Positions, transform
 
@@ -120,17 +121,19 @@ def decode(
 
 
 class Pointwise:
-    """The functions of this module, compiled where that pays.
+    """The functions of this module, compiled or as kernels where that pays.
 
     Args:
         compiled: Whether to compile.
+        kernels: Whether Triton's kernels run here.
     """
 
-    def __init__(self, compiled: bool) -> None:
+    def __init__(self, compiled: bool, kernels: bool) -> None:
         def ready(function: Callable[..., Any]) -> Any:
             return torch.compile(function) if compiled else function
 
-        self.modulated, self.residual = ready(modulated), ready(residual)
-        self.residual_modulated = ready(residual_modulated)
+        self.residual = ready(residual)
+        self.modulated = modulated_norm if kernels else ready(modulated)
+        self.residual_modulated = residual_modulated_norm if kernels else ready(residual_modulated)
         self.up = up_fused if compiled else up
         self.encode, self.decode = ready(encode), ready(decode)

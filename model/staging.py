@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..kernels.gather_blocks import gather_blocks
 from .attention import BlockLists
+from .upload import upload
 
 if TYPE_CHECKING:
     from .memory import PagePool, Slots
@@ -287,4 +288,4 @@ def working_set(pool: PagePool, local: list[list[Slots]], written: Slots, commit
     named = (frames[:, None] * blocks + np.arange(blocks)).astype(np.int32)
     named[np.isin(frames, written)] = -1
     parts = (named.reshape(1, -1), np.searchsorted(frames, committed), committed)
-    return Working(*(torch.from_numpy(part).to(pool.device) for part in parts)), np.searchsorted(frames, written)
+    return Working(*(upload(part, pool.device) for part in parts)), np.searchsorted(frames, written)

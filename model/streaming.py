@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ from .pointwise import Encoded, Pointwise
 from .position import FrameMatrices, Positions, frame_matrices, patch_tables
 from .staged_attention import Window, attend_copies
 from .transformer import Block, WorldTransformer
+from .upload import upload
 
 # Factor on the logits of tokens before the window in the mode `decay`, after UltraViCo (arXiv 2511.20123), which scales
 # what lies beyond the trained length down without training; DecMem, which compares itself with it, names no value.
@@ -83,6 +84,14 @@ class _Layer:
         return x + attention(norm(x).to(self.out[0].dtype), keys).float()
 
 
+class _Next(NamedTuple):
+    """What follows a block: shift and scale of its norm [1, F, 1, W], and the norm's dtype."""
+
+    shift: Tensor
+    scale: Tensor
+    dtype: torch.dtype
+
+
 class Streamer:
     """The transformer over a page pool.
 
@@ -102,20 +111,20 @@ class Streamer:
             self.layers = [_Layer(block, pool.device, self.dtype, text) for block in model.blocks]  # type: ignore[arg-type]
         wan = self.config.layout == "wan"
         self.tables = None if wan else patch_tables(self.config, model.spatial)
-        self.point = Pointwise(wan and pool.device.type == "cuda")
         self.fused = wan and has_kernel(pool.device, self.config.head_dim)
+        self.point = Pointwise(wan and pool.device.type == "cuda", self.fused)
         self.watcher: Dispersion | None = None
         self._vectors: dict[tuple[float, ...], tuple[list[Tensor], Tensor]] = {}
 
     def where(self, projective: Tensor, inverse: Tensor, frame_index: Tensor) -> FrameMatrices | Positions:
         """Position transforms of P frames: P~ and its inverse fp32 [P, 4, 4], indices int64 [P]."""
         # On a GPU the matrices are built there: many worlds' take milliseconds to build here, and more to send.
-        parts = [t.to(self.pool.device) for t in (projective, inverse, frame_index)]
+        parts = [upload(t, self.pool.device) for t in (projective, inverse, frame_index)]
         if self.tables is not None:
             return frame_matrices(self.config, self.tables, *parts)
         return self.model.where(*(t[None] for t in parts))
 
-    def _modulation(self, times: tuple[float, ...]) -> tuple[list[Tensor], Tensor]:
+    def modulation(self, times: tuple[float, ...]) -> tuple[list[Tensor], Tensor]:
         """Vectors [6, 1, F, 1, W] of each layer and [2, 1, F, 1, W] of the head; scales are stored plus one."""
         found = self._vectors.get(times)
         if found is None:
@@ -157,8 +166,24 @@ class Streamer:
         Returns:
             Velocity fp32 [B, F - output, C, h, w], or None where only commits were asked for.
         """
-        vectors, head = self._modulation(times)
+        return self.compute(plan, latents, actions, keep, self.modulation(times), where, forced, record)
+
+    @torch.no_grad()
+    def compute(
+        self,
+        plan: Plan,
+        latents: Tensor,
+        actions: Tensor,
+        keep: Tensor,
+        modulation: tuple[list[Tensor], Tensor],
+        where: FrameMatrices | Positions,
+        forced: list[BlockLists] | None = None,
+        record: list[BlockLists] | None = None,
+    ) -> Tensor | None:
+        """`run`, with the vectors of `modulation` in place of the flow times."""
+        vectors, head = modulation
         x = self.model.tokens(latents, actions, keep).float()
+        normed = self.point.modulated(x, vectors[0][0], vectors[0][1], self.dtype)
         last = len(self.layers) - 1
         if plan.working is not None:
             if self.watcher is not None:
@@ -167,11 +192,11 @@ class Streamer:
         for index, layer in enumerate(self.layers):
             start = plan.output if index == last else 0
             lists = forced[index] if forced is not None else None
-            x = self._layer(index, layer, x, vectors[index], where, plan, start, lists, record)
-        if plan.output == len(times):
+            after = head if index == last else vectors[index + 1]
+            then = _Next(after[0], after[1], torch.float32 if index == last else self.dtype)
+            x, normed = self._layer(index, layer, x, normed, vectors[index], then, where, plan, start, lists, record)
+        if plan.output == plan.frames:
             return None
-        shift, scale = head[:, :, plan.output :]
-        normed = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale)
         return self.model.unpatch(self.model.head(normed))
 
     def _layer(
@@ -179,14 +204,19 @@ class Streamer:
         index: int,
         layer: _Layer,
         x: Tensor,
+        normed: Tensor,
         vectors: Tensor,
+        then: _Next,
         where: FrameMatrices | Positions,
         plan: Plan,
         start: int,
         forced: BlockLists | None,
         record: list[BlockLists] | None,
-    ) -> Tensor:
-        """One block; frames before `start` only leave their keys and values (their output is not needed any more)."""
+    ) -> tuple[Tensor, Tensor]:
+        """One block: from stream and norm to the next ones.
+
+        Frames before `start` only leave their keys and values (their output is not needed any more).
+        """
         cfg, pool, point = self.config, self.pool, self.point
         batch, frames, tokens, _ = x.shape
         staging, pages = pool.staging, pool.pages(index)
@@ -194,8 +224,8 @@ class Streamer:
             if plan.lists.limit is not None:
                 staging.prefetch(index + 1)
             pages = staging.window(index, plan.working)
-        shift1, scale1, gate1, shift2, scale2, gate2 = vectors
-        mixed = F.linear(point.modulated(x, shift1, scale1, self.dtype), *layer.into).view(batch * frames, tokens, -1)
+        _, _, gate1, shift2, scale2, gate2 = vectors[:, :, start:]
+        mixed = F.linear(normed, *layer.into).view(batch * frames, tokens, -1)
         if isinstance(where, Positions) and self.fused:
             query, key, _, cos, sin = (t.flatten(0, 1) for t in where)
             size, real = cfg.block_tokens, tokens - cfg.padding
@@ -212,7 +242,7 @@ class Streamer:
         if plan.working is not None:
             staging.keep(index, plan.working, pages)
         if start == frames:
-            return x
+            return x, normed
         q = q[:, :, start:].flatten(2, 3).to(self.dtype)
         lists = plan.lists if start == 0 else plan.output_lists
         assert lists is not None
@@ -240,14 +270,13 @@ class Streamer:
         else:
             merged = self._decode(local, retrieved, gate, where, frames - start, start)
         change = F.linear(merged.to(self.dtype), *layer.out)
-        shift, scale = shift2[:, start:], scale2[:, start:]
         if layer.cross is None:
-            x, normed = point.residual_modulated(x[:, start:], gate1[:, start:], change, shift, scale, self.dtype)
+            x, normed = point.residual_modulated(x[:, start:], gate1, change, shift2, scale2, self.dtype)
         else:
-            x = layer.attend_text(point.residual(x[:, start:], gate1[:, start:], change))
-            normed = point.modulated(x, shift, scale, self.dtype)
-        hidden = point.up(normed, *layer.up)
-        return point.residual(x, gate2[:, start:], F.linear(hidden, *layer.down))
+            x = layer.attend_text(point.residual(x[:, start:], gate1, change))
+            normed = point.modulated(x, shift2, scale2, self.dtype)
+        change = F.linear(point.up(normed, *layer.up), *layer.down)
+        return point.residual_modulated(x, gate2, change, then.shift[:, start:], then.scale[:, start:], then.dtype)
 
     def _encode(self, mixed: Tensor, layer: _Layer, where: FrameMatrices) -> Encoded:
         """Norm q and k and position-encode q, k and v of [B * F, N, 3I (+ I)], by matrices."""

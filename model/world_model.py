@@ -18,11 +18,13 @@ from ..conventions.poses import normalised_intrinsics, projective_matrices, vali
 from . import checkpoint, flow
 from .attention import BlockLists
 from .memory import PagePool
+from .pass_graphs import PassGraphs
 from .passes import MODES, Plan, Row, plan_pass
 from .position import FrameMatrices, Positions
 from .session import Pending, Session, Settings
 from .snapshot import Snapshot
 from .streaming import Streamer
+from .upload import upload
 from .video_rate import to_latent_rate, video_frames
 from .video_stream import Decoder
 
@@ -42,6 +44,7 @@ class WorldModel:
         sha256: Of the checkpoint.
         kernel: Device, number type and attention kernel, which bitwise replay depends on.
         frames_per_step: Video frames that one `step` makes; the first step of a session may make fewer (`frames_of`).
+        graphs: Replays passes as CUDA graphs, for results that stay the same; None (the default) does without.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class WorldModel:
         self.pool = PagePool(self.config, device, dtype, memory_budget, memory_dtype, host_budget)
         self.lock = self.pool.lock
         self.streamer = Streamer(self.transformer, self.pool)
+        self.graphs: PassGraphs | None = None
         self.frames_per_step = self.config.chunk * self.config.frames_per_latent
         backend = "cpu" if device.type == "cpu" else "triton"
         self.kernel = f"{device.type}/{str(dtype).removeprefix('torch.')}/{backend}"
@@ -298,7 +302,7 @@ class WorldModel:
         origins = [
             poses_of.poses[0] if s.origin is None else s.origin for s, poses_of in zip(sessions, new, strict=True)
         ]
-        state = torch.stack([frames.latents for frames in new]).to(self.device)
+        state = upload(torch.stack([frames.latents for frames in new]), self.device)
         times = [*flow.schedule(settings.steps, self.config.shift), 0.0]
         prepared: dict[int, tuple[Plan, FrameMatrices | Positions, Tensor]] = {}
         forced = _forced(sessions, self.device)
@@ -323,7 +327,7 @@ class WorldModel:
             if branches == 2:
                 keep[:, clean + chunk :] = False
             skip = 0 if clean == commit else commit * self.config.blocks_per_frame
-            velocity = self.streamer.run(
+            velocity = (self.graphs or self.streamer).run(
                 plan,
                 latents,
                 actions,
@@ -339,14 +343,14 @@ class WorldModel:
             noise = None
             if self.config.sampler == "renoise" and then > 0.0:
                 drawn = [flow.session_noise(session.generator, tuple(state.shape[1:])) for session in sessions]
-                noise = torch.stack(drawn).to(self.device)
+                noise = upload(torch.stack(drawn), self.device)
             state = flow.advance(state, velocity, now, then, noise)
         _keep_lists(sessions, record, chunk * self.config.blocks_per_frame)
         return state
 
     def _actions(self, parts: list[list[Pending]]) -> Tensor:
         rows = np.stack([np.concatenate([p.actions for p in row]) for row in parts])
-        return torch.from_numpy(rows).to(self.device)
+        return upload(rows, self.device)
 
     def _where(self, parts: list[list[Pending]], origins: list[NDArray[np.float64]]) -> FrameMatrices | Positions:
         """Position transforms of all frames of a pass, rows one after the other."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ decmem bench kernels --json kernels.json  needs a CUDA device; checks every kern
 CPU_BAR = 4.0  # frames/s with a memory of 300 frames, two cores
 VECTOR_BAR = 1500.0  # env steps/s, 64 worlds on a H200
 SOAK_BAR = 1.05  # the end of a long session over its beginning
-WAN_PARTS = ("protocol", "few", "growth", "dense", "layer", "profile")
+WAN_PARTS = ("protocol", "few", "growth", "dense", "layer", "graphs", "profile")
 WAN_GROWTH_BAR, WAN_LAYER_BAR = 1.15, 1.25  # a chunk at 600 latents, a layer at 2,400, over one at 56
 BANK_PARTS = ("tiny", "layer", "ahead", "minute", "fork")
 LOAD_BAR = 10.0  # seconds for Wan-1.3B's fp32 file from a warm page cache
@@ -88,9 +89,10 @@ def add_parser(commands: Any) -> None:
         "--parts",
         nargs="+",
         choices=WAN_PARTS,
-        default=WAN_PARTS[:-1],
+        default=WAN_PARTS[:-2],
         help="protocol: the paper's; few: 4 steps, no guidance; growth: longer histories; dense: attention to all;"
-        " layer: 2,400 latents; profile: a table of kernels (default: all but profile)",
+        " layer: 2,400 latents; graphs: protocol and few without decoder, passes replayed as CUDA graphs; profile: a"
+        " table of kernels (default: all but the last two)",
     )
     wan.add_argument(
         "--histories", type=positive, nargs="+", default=(56, 150, 600), metavar="N", help="latents (56 150 600)"
@@ -252,18 +254,29 @@ def run_wan(options: argparse.Namespace) -> int:
         if options.json is not None:  # a part that fails later costs none of these
             write_json(options.json, items)
 
+    began = last = time.perf_counter()
+
+    def done(part: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        say(f"{part}: {now - last:.0f} s, {now - began:.0f} s in all")
+        last = now
+
     error, bound = bench.check(options.preset, device, dtype), bench.CHECK_BOUND[str(dtype).removeprefix("torch.")]
     add("wan_stream_against_teacher_forcing", error, bar=bound, better="lower")
     if not error <= bound:
         raise ValueError(
             f"streaming differs from teacher forcing by {error:.1e} (bound {bound:g}): no speed is printed"
         )
+    done("check")
     held = max(lengths) if grow else bench.PREFIX
     model = bench.random_model(options.preset, device, dtype, held + 2 * bench.PREFIX)
+    done("model")
     if "protocol" in parts:
         for name, decode in (("wan_frames_per_second_without_decoder", False), ("wan_frames_per_second", True)):
             found = bench.protocol(model, decode=decode)
             add(name, found["frames_per_second"], "frames/s", details=found)
+        done("protocol")
     if "few" in parts:
         found = bench.protocol(model, steps=bench.FEW_STEPS, guidance=1.0)
         add("wan_few_steps_frames_per_second_without_decoder", found["frames_per_second"], "frames/s", details=found)
@@ -271,16 +284,31 @@ def run_wan(options: argparse.Namespace) -> int:
         found = bench.protocol(model, decode=True, steps=bench.FEW_STEPS, guidance=1.0)
         add("wan_few_steps_frames_per_second_fast_decoder", found["frames_per_second"], "frames/s", details=found)
         model.decoder = None
+        done("few")
     if grow:
-        rows = bench.histories(model, lengths, "dense" in parts)
-        for row in rows:
+        rows = []
+        for row in bench.histories(model, lengths, "dense" in parts):
+            rows.append(row)
             for kind in ("chunk_seconds", "dense_chunk_seconds"):
                 if kind in row:
                     add(f"wan_{kind}_{row['latents']:.0f}", row[kind], "s")
         ratio, full = rows[-1]["chunk_seconds"] / rows[0]["chunk_seconds"], (lengths[0], lengths[-1]) == (56, 600)
         add("wan_chunk_growth", ratio, bar=WAN_GROWTH_BAR if full else None, better="lower", details={"rows": rows})
+        done("growth")
+    if "graphs" in parts:
+        error = bench.use_graphs(model)
+        add("wan_graphs_relative_error", error, bar=bound, better="lower")
+        if not error <= bound:
+            raise ValueError(f"replayed passes differ by {error:.1e} (bound {bound:g}): no speed is printed")
+        few: dict[str, Any] = {"steps": bench.FEW_STEPS, "guidance": 1.0}
+        for name, settings in (("", {}), ("few_steps_", few)):
+            found = bench.protocol(model, **settings)
+            add(f"wan_{name}frames_per_second_graphs", found["frames_per_second"], "frames/s", details=found)
+        model.graphs = None
+        done("graphs")
     if "profile" in parts:
         print(bench.profile(model, min(lengths)))
+        done("profile")
     del model
     gc.collect()  # its memory may be all there is
     if "layer" in parts:
@@ -288,6 +316,7 @@ def run_wan(options: argparse.Namespace) -> int:
         found = bench.layer_growth(options.preset, device, dtype, size, bench.LAYERS)
         bar = WAN_LAYER_BAR if options.preset == "wan-1.3b" else None
         add("wan_layer_growth", found.pop("ratio"), bar=bar, better="lower", details=found)
+        done("layer")
     if options.json is not None:
         print(options.json)
     return 0

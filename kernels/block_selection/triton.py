@@ -3,7 +3,7 @@
 The threshold is found two bits at a time. The first chunk of a row stays in registers through all passes; longer rows
 read the rest again. The compaction walks the row from left to right, so lists come out ascending; of equal scores at
 the threshold the lowest indices win, so exactly k are chosen. No size is a compile-time constant: as a history grows
-nothing is compiled but, once, the variant for rows longer than ``SHORT``.
+nothing is compiled but, once each, the variants for rows longer than ``TINY`` and ``SHORT``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .naive import MAX_SCORES, score_chunks, select_blocks_naive
 
-# Many rows: a warp each, so that most of them run at once. Few rows (an interactive step): eight warps each, or sixteen
-# for more keys than SHORT.
-MANY_ROWS, SHORT, LONG = 8192, 4096, 16384
+# Many rows: a warp each, so that most of them run at once. Few rows (an interactive step): four warps each, eight for
+# more keys than TINY, sixteen for more than SHORT.
+MANY_ROWS, TINY, SHORT, LONG = 8192, 1024, 4096, 16384
 # Counts of keys are packed in fields of 21 bits.
 MAX_KEYS = 2**21 - 1
 _LOWEST = tl.constexpr(-(2**31))
@@ -183,7 +183,10 @@ def select_blocks_triton(
         parts = score_chunks(q_pooled, k_pooled, None, mask)
     for part, scores in parts:
         rows = batch * heads * scores.shape[2]
-        chunk, warps = (1024, 1) if rows >= MANY_ROWS else (SHORT, 8) if num_keys <= SHORT else (LONG, 16)
+        if rows >= MANY_ROWS:
+            chunk, warps = 1024, 1
+        else:
+            chunk, warps = (TINY, 4) if num_keys <= TINY else (SHORT, 8) if num_keys <= SHORT else (LONG, 16)
         select_kernel[(rows,)](
             scores, limit, bound, lists, counts, heads, scores.shape[2], num_keys, k,
             num_queries if limit.shape[0] > 1 else 0, num_queries if bound.shape[0] > 1 else 0, num_queries, part.start,

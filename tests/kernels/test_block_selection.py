@@ -47,12 +47,13 @@ def check(lists, counts, q, k, count, limit, first=None, mask=None):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("backend", ["naive", "triton"])
 @pytest.mark.parametrize(
-    ("blocks", "count", "many"), [(50, 8, 0), (5, 8, 99), (1100, 48, 0), (4200, 80, 99), (1, 1, 0)]
+    ("blocks", "count", "many"),
+    [(50, 8, 0), (5, 8, 99), (1100, 48, 0), (1100, 48, 99), (4200, 80, 99), (1, 1, 0)],
 )
 def test_selects_the_best_allowed(blocks, count, many, backend, device, monkeypatch):
     from decmem_env.kernels.block_selection import triton as launch
 
-    # Both launch settings, with rows shorter and longer than what stays in registers.
+    # All launch settings, with rows shorter and longer than what stays in registers.
     monkeypatch.setattr(launch, "MANY_ROWS", many)
     q, k, limit, first, mask = make(blocks=blocks, device=device, queries=7 if blocks < 100 else 3)
     for options in ({}, {"first": first}, {"mask": mask}, {"first": first, "mask": mask}):

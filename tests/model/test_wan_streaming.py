@@ -39,7 +39,7 @@ def test_streaming_equals_one_teacher_forced_pass(changes, large, fused, monkeyp
     passes.local_tiles.cache_clear()
     model = bench.random_model("wan-debug", "cpu", torch.float32, 64, **changes)
     if fused:  # as on a GPU, by Triton's interpreter
-        model.streamer.fused = True
+        model.streamer.fused, model.streamer.point = True, pointwise.Pointwise(False, kernels=True)
     cfg, depth, blocks = model.config, model.config.depth, model.config.blocks_per_frame
     assert (cfg.chunk, cfg.top_k, cfg.padding) == (4, 8, 2)
     if cfg.text_tokens:
