@@ -314,9 +314,11 @@ def layer_growth(preset: str, device: str, dtype: torch.dtype, lengths: tuple[in
 
 
 def profile(model: WorldModel, latents: int = PREFIX, rows: int = 30) -> str:
-    """Where the time of a chunk of two steps goes: the kernels of the device, longest first."""
+    """Where the time of a chunk of two steps goes: kernels of the device, longest first; then what was chosen, of ways."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as recorder
+
+    from .kernels.choice import choices
 
     session = _branch(filled_session(model, latents), steps=2)
     step(session)
@@ -326,4 +328,5 @@ def profile(model: WorldModel, latents: int = PREFIX, rows: int = 30) -> str:
         timed(model, lambda: step(session))
     session.close()
     order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
-    return str(found.key_averages().table(sort_by=order, row_limit=rows, max_name_column_width=70))
+    table = found.key_averages().table(sort_by=order, row_limit=rows, max_name_column_width=70)
+    return "\n".join([table, *(f"{what}: {way}" for what, way in choices().items())])

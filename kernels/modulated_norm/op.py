@@ -1,4 +1,7 @@
-"""The Triton kernel: a program takes one token. Sums run in fp32, the variance from the differences to the mean."""
+"""The Triton kernel: a program takes whole tokens, one of Wan's width.
+
+Sums run in fp32, the variance is that of the differences to the mean.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,31 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+_ELEMENTS = 2048  # of a program
+
 
 @triton.jit
 def _fused_kernel(
     x_ptr, gate_ptr, change_ptr, shift_ptr, scale_ptr, out_ptr, normed_ptr,
-    frames, tokens, x_row, x_frame, gate_frame, shift_frame, scale_frame,
-    W: tl.constexpr, W_PAD: tl.constexpr, RESIDUAL: tl.constexpr,
+    total, frames, tokens, x_row, x_frame, gate_frame, shift_frame, scale_frame,
+    W: tl.constexpr, W_PAD: tl.constexpr, ROWS: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    row, frame, place = token // tokens // frames, token // tokens % frames, token % tokens
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, W_PAD)
-    inside = channel < W
-    x = tl.load(x_ptr + row * x_row + frame * x_frame + place * W + channel, mask=inside, other=0.0)
+    frame = token // tokens % frames
+    inside = (token < total)[:, None] & (channel < W)[None, :]
+    row = token // tokens // frames * x_row + frame * x_frame + token % tokens * W
+    x = tl.load(x_ptr + row[:, None] + channel[None, :], mask=inside, other=0.0)
+    here = token[:, None] * W + channel[None, :]
     if RESIDUAL:
-        gate = tl.load(gate_ptr + frame * gate_frame + channel, mask=inside, other=0.0)
-        x += gate * tl.load(change_ptr + token * W + channel, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out_ptr + token * W + channel, x, mask=inside)
-    away = tl.where(inside, x - tl.sum(x, 0) / W, 0.0)
-    away *= 1.0 / tl.sqrt(tl.sum(away * away, 0) / W + 1e-6)
-    shift = tl.load(shift_ptr + frame * shift_frame + channel, mask=inside, other=0.0)
-    scale = tl.load(scale_ptr + frame * scale_frame + channel, mask=inside, other=0.0)
-    tl.store(normed_ptr + token * W + channel, (shift + away * scale).to(normed_ptr.dtype.element_ty), mask=inside)
+        gate = tl.load(gate_ptr + (frame * gate_frame)[:, None] + channel[None, :], mask=inside, other=0.0)
+        x += gate * tl.load(change_ptr + here, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out_ptr + here, x, mask=inside)
+    away = tl.where(inside, x - (tl.sum(x, 1) / W)[:, None], 0.0)
+    away *= (1.0 / tl.sqrt(tl.sum(away * away, 1) / W + 1e-6))[:, None]
+    shift = tl.load(shift_ptr + (frame * shift_frame)[:, None] + channel[None, :], mask=inside, other=0.0)
+    scale = tl.load(scale_ptr + (frame * scale_frame)[:, None] + channel[None, :], mask=inside, other=0.0)
+    tl.store(normed_ptr + here, (shift + away * scale).to(normed_ptr.dtype.element_ty), mask=inside)
 
 
 def fused(
@@ -52,10 +59,12 @@ def fused(
     normed = torch.empty(x.shape, dtype=dtype, device=x.device)
     out = x if change is None else torch.empty(x.shape, device=x.device)
     gated = shift if gate is None else gate
-    if out.numel():
-        _fused_kernel[(batch * frames * tokens,)](
+    total, padded = batch * frames * tokens, triton.next_power_of_2(width)
+    rows = max(1, _ELEMENTS // padded)
+    if total:
+        _fused_kernel[(triton.cdiv(total, rows),)](
             x, gated, x if change is None else change, shift, scale, out, normed,
-            frames, tokens, x.stride(0), x.stride(1), gated.stride(1), shift.stride(1), scale.stride(1),
-            W=width, W_PAD=triton.next_power_of_2(width), RESIDUAL=change is not None,
+            total, frames, tokens, x.stride(0), x.stride(1), gated.stride(1), shift.stride(1), scale.stride(1),
+            W=width, W_PAD=padded, ROWS=rows, RESIDUAL=change is not None,
         )  # fmt: skip
     return out, normed
