@@ -314,7 +314,7 @@ def layer_growth(preset: str, device: str, dtype: torch.dtype, lengths: tuple[in
 
 
 def profile(model: WorldModel, latents: int = PREFIX, rows: int = 30) -> str:
-    """Where the time of a chunk of two steps goes: kernels of the device, longest first; then what was chosen, of ways."""
+    """Where the time of a chunk of two steps goes: kernels of the device, longest first, then what was chosen."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as recorder
 
