@@ -330,5 +330,5 @@ def profile(model: WorldModel, latents: int = PREFIX, rows: int = 30) -> str:
     session.close()
     order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
     table = found.key_averages().table(sort_by=order, row_limit=rows, max_name_column_width=70)
-    said = f"without the profiler the chunk takes {1000.0 * alone:.1f} ms; what the device did not fill of it, it waited"
+    said = f"without the profiler the chunk takes {1000.0 * alone:.1f} ms; beyond the device's own time it waited"
     return "\n".join([table, said, *(f"{what}: {way}" for what, way in choices().items())])
