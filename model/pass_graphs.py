@@ -127,8 +127,11 @@ class _CudaRecorder:
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.memory):
-            result = run()
+        with torch.cuda.device(self.device):
+            run()  # kernels that these buffers need are compiled and chosen before the recording, which allows neither
+            # Other threads may use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self.memory, capture_error_mode="thread_local"):
+                result = run()
         return graph.replay, result
 
 
