@@ -81,7 +81,12 @@ class _Card:
     """Lets this process take no more of a CUDA device than a smaller one has; `peak` is the most that it took."""
 
     def __init__(self, device: str, limit: int) -> None:
-        self.device, self.limit = device, limit
+        import torch
+
+        place = torch.device(device)
+        if place.type == "cuda" and place.index is None:
+            place = torch.device("cuda", torch.cuda.current_device())
+        self.device, self.limit = place, limit
         self.peak: int | None = None
 
     def _allow(self, share: float) -> None:
@@ -93,7 +98,7 @@ class _Card:
     def __enter__(self) -> _Card:
         import torch
 
-        if self.device.startswith("cuda"):
+        if self.device.type == "cuda":
             self._allow(min(1.0, self.limit / torch.cuda.get_device_properties(self.device).total_memory))
             torch.cuda.reset_peak_memory_stats(self.device)
         return self
@@ -101,7 +106,7 @@ class _Card:
     def __exit__(self, *error: object) -> None:
         import torch
 
-        if self.device.startswith("cuda"):
+        if self.device.type == "cuda":
             self.peak = torch.cuda.max_memory_reserved(self.device)
             self._allow(1.0)
 

@@ -39,8 +39,8 @@ def load_speed(preset: str, device: str, dtype: str) -> dict[str, Any]:
         write_safetensors(file, layout, lambda name: torch.randn(shapes[name]), {})
         file.read_bytes()  # into the page cache
         arguments = json.dumps([str(file), preset, device, dtype])
-        done = subprocess.run(
-            [sys.executable, "-m", "decmem_env.load_benchmark", arguments], capture_output=True, text=True
+        done = subprocess.run(  # from that folder: the source tree's own would hide the installed package
+            [sys.executable, "-m", "decmem_env.load_benchmark", arguments], cwd=folder, capture_output=True, text=True
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
