@@ -63,6 +63,7 @@ class DataConfig:
         worlds_per_job: Worlds that a worker simulates together.
         edits: Share of simulated trajectories that break and place blocks, leave and come back.
         contact: Share of simulated trajectories that run into walls, climb and fall (`worlds` kind `contact`).
+        slow: Share of those off the grid of poses whose turns and steps take up to 16 times as many frames.
         pool_worlds: Worlds kept on the device (autoencoder).
         pool_episodes: Encoded trajectories kept on the device (dynamics).
         min_fill: Worlds or trajectories that must be there before the first step.
@@ -83,6 +84,7 @@ class DataConfig:
     worlds_per_job: int = 2
     edits: float = 0.25
     contact: float = 0.0
+    slow: float = 0.4
     pool_worlds: int = 768
     pool_episodes: int = 4096
     min_fill: int = 192
@@ -219,7 +221,7 @@ class TrainConfig:
             raise ConfigError(
                 f"data.frames={self.data.frames} exceeds data.episode_frames={self.data.episode_frames}: raise it"
             )
-        for name in ("edits", "contact"):
+        for name in ("edits", "contact", "slow"):
             if not 0.0 <= getattr(self.data, name) <= 1.0:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: a share from 0 to 1")
         if self.objective.log_floor <= 0.0 or self.objective.edit_weight < 0.0:

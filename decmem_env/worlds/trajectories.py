@@ -21,6 +21,8 @@ from .edited import Edits, no_edits
 from .simulator import Simulator
 from .terrain import World
 
+SLOWEST = 16.0
+_MOTION = [Action.FORWARD, Action.BACK, Action.LEFT, Action.RIGHT, Action.CAMERA_PITCH, Action.CAMERA_YAW]
 _MIXED = ("explore", "turn_away", "aba", "abca", "look360", "loop")
 KINDS = (*_MIXED, "edit", "contact")
 _CONTACT = 0.35  # share of the way that walls take from a walk of kind `contact`, as near as the plans drawn come
@@ -222,11 +224,25 @@ def _walk_back(out: Plan) -> Plan:
     return result
 
 
-def _plan(rng: Rng, length: int, kind: str, grid: bool) -> NDArray[np.float32]:
+def _slowed(plan: Plan, factor: float) -> Plan:
+    """The same turns and steps, each spread over about `factor` frames; a jump or a hand stays one action."""
+    count = max(1, round(factor))
+    result = []
+    for action in plan:
+        part = action.copy()
+        part[_MOTION] /= count
+        once = np.delete(action, _MOTION)
+        result += [action] if once.any() or not action.any() else [part] * count
+    return result
+
+
+def _plan(rng: Rng, length: int, kind: str, grid: bool, slow: float) -> NDArray[np.float32]:
     plan: Plan = [_act()]
+    # Most of a person's mouse movements are far below the 15 degrees of a key press.
+    factor = float(np.exp(rng.uniform(0.0, np.log(SLOWEST)))) if slow > 0.0 and rng.random() < slow else 1.0
     while len(plan) < length:
         choice = str(rng.choice(_MIXED, p=[0.3, 0.16, 0.22, 0.12, 0.1, 0.1])) if kind == "mixed" else kind
-        plan += _macro(rng, grid, choice)
+        plan += _macro(rng, grid, choice) if factor == 1.0 else _slowed(_macro(rng, grid, choice), factor)
         if kind != "mixed" and rng.random() < 0.5:
             plan += _macro(rng, grid, "explore")
         if rng.random() < 0.2:
@@ -235,7 +251,13 @@ def _plan(rng: Rng, length: int, kind: str, grid: bool) -> NDArray[np.float32]:
 
 
 def sample_trajectories(
-    worlds: Sequence[World], length: int, rng: Rng, kind: str = "mixed", grid: bool = True, candidates: int = 3
+    worlds: Sequence[World],
+    length: int,
+    rng: Rng,
+    kind: str = "mixed",
+    grid: bool = True,
+    candidates: int = 3,
+    slow: float = 0.0,
 ) -> Trajectories:
     """Draw one walk per world.
 
@@ -248,6 +270,7 @@ def sample_trajectories(
         candidates: Plans drawn for each walk; the one that covers the most ground for its effort wins (of `edit`, the
             share of its breaks and places that change a block counts as much; of `contact`, the one that walls
             hold back in about a third of its steps).
+        slow: Share of plans off the grid whose turns and steps take up to `SLOWEST` times as many frames.
 
     Returns:
         Actions, poses and edits; starts are the spawn moved to dry open ground nearby.
@@ -258,7 +281,8 @@ def sample_trajectories(
     if kind not in (*KINDS, "mixed"):
         raise ValueError(f"unknown trajectory kind {kind!r}: expected one of {', '.join((*KINDS, 'mixed'))}")
     n = len(worlds)
-    plans = np.stack([_plan(rng, length, kind, grid) for _ in range(n * candidates)])
+    share = 0.0 if grid else slow
+    plans = np.stack([_plan(rng, length, kind, grid, share) for _ in range(n * candidates)])
     starts = np.stack([random_start(worlds[i // candidates], rng, grid) for i in range(n * candidates)])
     index = np.arange(n * candidates) // candidates
     if kind == "edit":

@@ -51,6 +51,21 @@ def test_edit_walks_change_blocks_and_come_back_to_them(worlds, grid):
     assert 0.2 < placed.mean() < 0.8
 
 
+def test_slow_walks_turn_slowly_and_stay_walks(worlds):
+    walks = sample_trajectories(worlds * 8, 200, np.random.default_rng(3), grid=False, slow=1.0)
+    turns = np.abs(walks.actions[..., Action.CAMERA_YAW]) * 15.0
+    turned = turns[turns > 0.0]
+    usual = sample_trajectories(worlds * 8, 200, np.random.default_rng(3), grid=False).actions[..., Action.CAMERA_YAW]
+    assert np.mean(turned < 3.0) > 0.3 and np.mean(np.abs(usual[usual != 0.0]) * 15.0 < 3.0) < 0.02
+    simulator = Simulator(worlds * 8, walks.poses[:, 0])
+    for t in range(1, 200):
+        np.testing.assert_array_equal(simulator.step(walks.actions[:, t]), walks.poses[:, t])
+    steps = np.linalg.norm(np.diff(walks.poses[:, :, [0, 2]], axis=1), axis=-1)
+    assert np.mean((steps > 0.0) & (steps < 0.2)) > 0.1
+    grid = (sample_trajectories(worlds, 60, np.random.default_rng(3), slow=share).actions for share in (0.0, 1.0))
+    np.testing.assert_array_equal(*grid)
+
+
 def test_walks_are_reproducible_and_vary(worlds):
     first, again = (sample_trajectories(worlds, 60, np.random.default_rng(1)) for _ in range(2))
     np.testing.assert_array_equal(first.poses, again.poses)

@@ -25,7 +25,7 @@ def open_stream(config: TrainConfig, ranks: Ranks, size: tuple[int, int], first:
         job = ClipJob.from_csv(data.csv, config.run.seed, data.episode_frames, size, data.skip_frames)
     else:
         sizes = (data.episode_frames, data.worlds_per_job, data.episodes_per_world)
-        job = VoxelJob(config.run.seed, *sizes, edits=data.edits, contact=data.contact)
+        job = VoxelJob(config.run.seed, *sizes, edits=data.edits, contact=data.contact, slow=data.slow)
     urgent = [VALIDATION_JOB + i for i in range(config.run.validation_worlds)] if ranks.main else []
     start = -(-first // ranks.size) * ranks.size + ranks.rank
     return EpisodeStream(job, data.workers, start, ranks.size, urgent=urgent)

@@ -30,6 +30,7 @@ class VoxelJob:
         kind: Kind of trajectory (`worlds.sample_trajectories`).
         edits: Share of the trajectories that break and place blocks; none in validation worlds.
         contact: Share of the others that run into walls.
+        slow: Share of those off the grid that turn and walk slowly; none in validation worlds.
     """
 
     seed: int
@@ -39,6 +40,7 @@ class VoxelJob:
     kind: str = "mixed"
     edits: float = 0.25
     contact: float = 0.0
+    slow: float = 0.0
 
     def __call__(self, number: int) -> list[Episodes]:
         """Run job `number`; numbers from `VALIDATION_JOB` on give one validation world each."""
@@ -59,7 +61,8 @@ class VoxelJob:
             editing = self.edits > 0 and not validation and rng.random() < self.edits
             touching = self.contact > 0 and rng.random() < self.contact
             kind = "edit" if editing else "contact" if touching else self.kind
-            walks = sample_trajectories(worlds, self.length, rng, kind=kind, grid=grid)
+            slow = 0.0 if validation else self.slow
+            walks = sample_trajectories(worlds, self.length, rng, kind=kind, grid=grid, slow=slow)
             for i in range(len(worlds)):
                 actions[i].append(np.asarray(walks.actions[i], np.float32))
                 poses[i].append(np.asarray(walks.poses[i], np.float64))
