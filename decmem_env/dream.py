@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .model.memory_layout import CUDA_BUDGET
 from .predicted_player import PredictedPoses
 from .rollout import frame_size, frames_per_step, whole_context
 from .rows import Row
 from .start import Start
 from .worlds import Renderer, Simulator
+
+_WORLD_BYTES = 1 << 29  # of memory: 790 frames of the bundled model
 
 
 @lru_cache(maxsize=4)
@@ -30,6 +33,12 @@ def _renderer(height: int, width: int, device: str) -> Renderer:
     return Renderer(height=height, width=width, device=device)
 
 
+def _budget_of(worlds: int, whole: int) -> int | None:
+    """Half a GiB a world, at most a quarter of the device's `whole`, if that is more than the model's default."""
+    most = min(worlds * _WORLD_BYTES, whole // 4)
+    return most if most > CUDA_BUDGET else None
+
+
 class Dream:
     """Backend that generates frames.
 
@@ -37,15 +46,20 @@ class Dream:
         checkpoint: Name, folder or hub id.
         device: `cpu`, `cuda` or `auto`.
         memory_budget: Bytes for the memories of all sessions of the model, or None.
+        worlds: How many sessions are to come; on CUDA a budget of None grows with them.
         **sampling: Arguments of `WorldModel.start`; None leaves the model's default.
     """
 
     has_worlds_only = False
 
-    def __init__(self, checkpoint: str, device: str, memory_budget: int | None, **sampling: Any) -> None:
+    def __init__(
+        self, checkpoint: str, device: str, memory_budget: int | None, *, worlds: int = 1, **sampling: Any
+    ) -> None:
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {device!r}: this torch sees no CUDA device, use device='cpu'")
+        if memory_budget is None and self.device.startswith("cuda"):
+            memory_budget = _budget_of(worlds, torch.cuda.get_device_properties(self.device).total_memory)
         self.model = load_model(checkpoint, self.device, memory_budget)
         self.height, self.width = frame_size(self.model)
         self.frames_per_step = frames_per_step(self.model)
@@ -77,7 +91,7 @@ class Dream:
 
     def memory_frames(self, handle: Any) -> int:
         """Latent frames in the session's memory."""
-        return int(handle.stats["memory_frames"])
+        return int(handle.remembered)
 
     def stats(self, handle: Any) -> dict[str, Any]:
         """The session's stats."""

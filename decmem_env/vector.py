@@ -181,7 +181,8 @@ class DecMemVectorEnv(RowVectorEnv):
         render_mode: None or `rgb_array`.
         checkpoint: As for `DecMemEnv`, like all that follow.
         device: `cpu`, `cuda` or `auto`.
-        memory_budget: Bytes for the memories of all worlds together.
+        memory_budget: Bytes for the memories of all worlds together; None: the model's, on CUDA half a GiB a world if
+            that is more, at most a quarter of the device.
         memory: `memory`, `dense`, `window` or `off`.
         steps: Denoising steps a frame.
         guidance: Action guidance scale.
@@ -205,7 +206,8 @@ class DecMemVectorEnv(RowVectorEnv):
         top_k: int | None = None,
         **settings: Any,
     ) -> None:
-        dream = Dream(checkpoint, device, memory_budget, memory=memory, steps=steps, guidance=guidance, top_k=top_k)
+        sampling = {"memory": memory, "steps": steps, "guidance": guidance, "top_k": top_k}
+        dream = Dream(checkpoint, device, memory_budget, worlds=num_envs, **sampling)
         super().__init__(Rows(dream, settings), num_envs, max_episode_steps, autoreset_mode, render_mode)
 
 

@@ -68,30 +68,38 @@ class Places:
         slots: Of frames.
         pages: On the device.
         device: Of `where`.
+
+    Attributes:
+        free: Pages on the device without a frame.
     """
 
     def __init__(self, slots: int, pages: int, device: torch.device) -> None:
         self.device = device
         self.of: NDArray[np.int64] = np.minimum(np.arange(slots), pages - 1)
         self.taken = np.zeros(pages, bool)
+        self.free = pages
         self._where: Tensor | None = None
-
-    @property
-    def free(self) -> int:
-        """Pages on the device without a frame."""
-        return len(self.taken) - int(np.count_nonzero(self.taken))
 
     def take(self, slot: int) -> None:
         """Give a slot a page on the device, the one of its number if that is free."""
         page = slot if slot < len(self.taken) and not self.taken[slot] else int(self.taken.argmin())
         self.taken[page] = True
+        self.free -= 1
         self.move(slot, page)
 
     def leave(self, slots: NDArray[np.int64]) -> list[int]:
         """Slots are free again; returns the pages on the host that they had."""
         pages = self.of[slots]
-        self.taken[pages[pages >= 0]] = False
+        near = pages[pages >= 0]
+        self.taken[near] = False
+        self.free += len(near)
         return [int(-1 - page) for page in pages[pages < 0]]
+
+    def move_out(self, slot: int, page: int) -> None:
+        """The slot's frame now lies in page `page` of the host; its page on the device is free."""
+        self.taken[self.of[slot]] = False
+        self.free += 1
+        self.move(slot, -1 - page)
 
     def move(self, slot: int, page: int) -> None:
         """The slot's frame now lies in another page."""

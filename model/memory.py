@@ -59,6 +59,9 @@ class PagePool(PageStore):
         memory_dtype: `int8` to store keys and values in 8 bits, with a scale for each head and block.
         host_budget: Bytes in host memory, None for half of the free RAM on CUDA and none on the CPU.
 
+    Attributes:
+        used: Pages in use.
+
     Raises:
         ValueError: The budget holds less than one session needs, or is more than the device has; unknown memory_dtype.
     """
@@ -98,6 +101,7 @@ class PagePool(PageStore):
             ) from None
         self.lock = threading.RLock()
         self._references = np.zeros(self.limit, np.int64)
+        self.used = self._near = 0  # the latter: of them, slots below `capacity`
         self._born = np.zeros(self.limit, np.int64)
         self._settled = np.zeros(self.limit, bool)  # in a table, so that the page may move
         self._clock = 0
@@ -105,11 +109,6 @@ class PagePool(PageStore):
         self._banks: weakref.WeakSet[MemoryBank] = weakref.WeakSet()
         self._spillable: weakref.WeakSet[Spillable] = weakref.WeakSet()
         self.staging = Staging(self)
-
-    @property
-    def used(self) -> int:
-        """Pages in use."""
-        return int(np.count_nonzero(self._references))
 
     def allocate(self, count: int, after: int | None = None) -> Slots:
         """Reserve pages, if possible right behind slot `after` (tables without gaps need no gathering).
@@ -127,18 +126,20 @@ class PagePool(PageStore):
             self._take(after)
             self._clock += 1
             self._born[after] = self._clock
-            bound = self._bound() if self._references[:bound].all() else bound
+            bound = self._bound()
         self.staging.forget(slots)
         return slots
 
     def _take(self, slot: int) -> None:
         self._references[slot] = 1
+        self.used += 1
+        self._near += slot < self.capacity
         self._settled[slot] = False
         self.places.take(slot)
 
     def _bound(self) -> int:
         """Slots to choose from: those with a device page of their number, while there are any."""
-        return self.limit if self._references[: self.capacity].all() else self.capacity
+        return self.limit if self._near == self.capacity else self.capacity
 
     def _start_of_run(self, bound: int) -> int:
         """A free slot with room behind it: the middle of the largest gap (sessions then rarely meet)."""
@@ -172,6 +173,8 @@ class PagePool(PageStore):
         self._references[slots] -= 1
         gone = slots[self._references[slots] == 0]
         if len(gone):
+            self.used -= len(gone)
+            self._near -= int(np.count_nonzero(gone < self.capacity))
             self._settled[gone] = False
             self.leave(gone)
 

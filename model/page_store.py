@@ -173,8 +173,7 @@ class PageStore:
         layers = zip(self._keys, self._values, strict=True)
         packed = torch.stack([torch.stack((keys[:, page], values[:, page])) for keys, values in layers])
         self.host[target].copy_(packed, non_blocking=True)
-        self.places.taken[page] = False
-        self.places.move(slot, -1 - target)
+        self.places.move_out(slot, target)
 
     def leave(self, slots: Slots) -> None:
         """These slots hold nothing any more."""

@@ -263,13 +263,18 @@ class Session:
         return self.bank.poses
 
     @property
+    def remembered(self) -> int:
+        """Latent frames in memory, those of the newest chunk included."""
+        return len(self.bank) + (0 if self.pending is None else len(self.pending.frame_index))
+
+    @property
     def stats(self) -> dict[str, Any]:
         """Facts about this session: memory, budget, timing, checkpoint."""
         model = self.model
         frames, far, memory = len(self.bank), self.bank.on_host, model.pool
         return {
             "frame_index": self.next_frame - 1,
-            "memory_frames": frames + (0 if self.pending is None else len(self.pending.frame_index)),
+            "memory_frames": self.remembered,
             "memory_bytes": frames * memory.page_bytes - far * memory.host_page_bytes,
             "memory_budget": memory.budget,
             "host_frames": far,

@@ -266,6 +266,8 @@ class Staging:
     def fetched_bytes(self) -> int:
         """Bytes of retrieved blocks read from the host since `mark`."""
         cfg = self.pool.config
+        if self.pool.host is None or not self._keys:
+            return 0
         return int(self._fetched - self._before) * 2 * cfg.block_tokens * cfg.head_dim * self.pool.storage.itemsize
 
 

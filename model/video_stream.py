@@ -6,6 +6,7 @@ written to, so a fork costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -48,8 +49,13 @@ class Decoder(Protocol):
         ...
 
 
+Pass = Callable[[Tensor, "list[Tensor] | None"], "tuple[Tensor, list[Tensor]]"]
+
+
 class VideoStream:
     """Encodes and decodes one video in pieces of any length, with the same result as all at once.
+
+    Passes shrink where the device has no room for a whole one (a decoded latent takes 0.7 GiB in the `wan` presets).
 
     Args:
         encoder: Frames to latents.
@@ -61,6 +67,7 @@ class VideoStream:
         self._encoded: list[Tensor] | None = None
         self._decoded: list[Tensor] | None = None
         self._skipped: Tensor | None = None
+        self._most = max(encoder.latents_per_pass, decoder.latents_per_pass)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encode the next frames.
@@ -81,13 +88,17 @@ class VideoStream:
             raise ValueError(f"{len(frames)} frames: expected {wanted}; repeat the first or cut the last ones")
         # The same passes however the frames arrive: a first frame alone where it stands alone, whole groups after it.
         lead = lead if group > 1 else 0
-        parts = [frames[:lead], *frames[lead:].split(group * self.encoder.latents_per_pass)]
         made = []
-        for part in parts:
-            if len(part):
-                latents, self._encoded = self.encoder.encode_part(part, self._encoded)
-                made.append(latents.float())
-        return torch.cat(made)
+        if lead:
+            latents, self._encoded = self.encoder.encode_part(frames[:lead], self._encoded)
+            made.append(latents)
+        if len(frames) > lead:
+            most = self.encoder.latents_per_pass
+            latents, self._encoded = self._in_passes(
+                self.encoder.encode_part, frames[lead:], self._encoded, group, most
+            )
+            made.append(latents)
+        return torch.cat(made).float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode the next latents.
@@ -106,11 +117,28 @@ class VideoStream:
         skipped, self._skipped = self._skipped, None
         if skipped is not None:
             self.decode(skipped)
+        decode, most = self.decoder.decode_part, self.decoder.latents_per_pass
+        frames, self._decoded = self._in_passes(decode, latents, self._decoded, 1, most)
+        return frames
+
+    def _in_passes(
+        self, run: Pass, items: Tensor, caches: list[Tensor] | None, group: int, most: int
+    ) -> tuple[Tensor, list[Tensor] | None]:
+        """Passes of at most `most` groups of items; of half as many from now on where the device is too full."""
         made = []
-        for part in latents.split(self.decoder.latents_per_pass):
-            frames, self._decoded = self.decoder.decode_part(part, self._decoded)
-            made.append(frames)
-        return torch.cat(made)
+        while len(items):
+            count = group * min(most, self._most)
+            try:
+                part, caches = run(items[:count], caches)
+            except torch.OutOfMemoryError:
+                if min(count, len(items)) <= group:
+                    raise
+                # Nothing that came in was written to, so the same pass can run again on less.
+                self._most = max(1, min(count, len(items)) // group // 2)
+                continue
+            made.append(part)
+            items = items[count:]
+        return torch.cat(made), caches
 
     def skip(self, latents: Tensor) -> None:
         """Let latents [n, C, h, w] pass unseen. What later frames need of them is decoded with the next `decode`."""
@@ -123,6 +151,7 @@ class VideoStream:
         """A second stream that goes on from here; shares what is there so far."""
         other = VideoStream(self.encoder, self.decoder)
         other._encoded, other._decoded, other._skipped = self._encoded, self._decoded, self._skipped
+        other._most = self._most
         return other
 
     def tensors(self) -> dict[str, Tensor]:

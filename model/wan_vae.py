@@ -6,9 +6,9 @@ Parameters are called as in diffusers' `AutoencoderKLWan`. No state is kept here
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.channel_norm import norm_silu_join
 from .wan_layers import Caches, CausalConv3d, ChannelNorm, Downsample, MiddleBlock, ResidualBlock, Upsample
 
 MULTIPLES = (1, 2, 4, 4)  # channels over `base_width` at 1/1, 1/2, 1/4 and 1/8 of the pixels
@@ -54,7 +54,7 @@ class WanEncoder(nn.Module):
         for block in self.down_blocks:
             x = block(x, caches)
         x = self.mid_block(x, caches)
-        return self.conv_out(F.silu(self.norm_out(x)), caches), caches.new
+        return self.conv_out.convolve(norm_silu_join(x, self.norm_out.gamma, caches.past()), caches), caches.new
 
 
 class UpBlock(nn.Module):
@@ -108,7 +108,7 @@ class WanDecoder(nn.Module):
         z = self.mid_block(self.conv_in(z, caches), caches)
         for block in self.up_blocks:
             z = block(z, caches)
-        return self.conv_out(F.silu(self.norm_out(z)), caches), caches.new
+        return self.conv_out.convolve(norm_silu_join(z, self.norm_out.gamma, caches.past()), caches), caches.new
 
 
 class WanVAE(nn.Module):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..dispatch import is_plain
 from . import native
 from .naive import pool_blocks, select_blocks_naive
 
@@ -17,13 +18,15 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 __all__ = ["BACKENDS", "pool_blocks", "select_blocks"]
 
 
-@torch.library.custom_op("decmem::select_blocks", mutates_args=())
-def _select(
+def _run(
     q_pooled: Tensor, k_pooled: Tensor, k: int, limit: Tensor, first: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     from .triton import select_blocks_triton
 
     return select_blocks_triton(q_pooled, k_pooled, k, limit, first, mask)
+
+
+_select = torch.library.custom_op("decmem::select_blocks", _run, mutates_args=())
 
 
 @_select.register_fake
@@ -114,7 +117,8 @@ def select_blocks(
         raise ValueError(f"select_blocks: unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     q_pooled, k_pooled = q_pooled.detach(), k_pooled.detach()
     if backend == "triton":
-        lists, counts = _select(q_pooled, k_pooled, k, limit, first, mask)
+        run = _run if is_plain(q_pooled, k_pooled) else _select
+        lists, counts = run(q_pooled, k_pooled, k, limit, first, mask)
         return lists, counts
     with torch.no_grad():
         if backend == "native":

@@ -8,11 +8,12 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from ..dispatch import is_plain
 from . import checks
 from .cpu import block_sparse_attention_cpu
 from .inverse import InverseLists, invert_lists
 from .naive import block_sparse_attention_naive
-from .op import sparse_forward
+from .op import run_forward, sparse_forward
 
 BACKENDS = ("naive", "cpu", "triton", "hopper")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -114,7 +115,8 @@ def block_sparse_attention(
     lse: Tensor | None
     if backend in ("auto", "triton", "hopper"):
         offsets, entries = inverse if inverse is not None else (None, None)
-        out, lse = sparse_forward(q, k, v, lists, counts, kv_sizes, offsets, entries, q_block, kv_block, scale, backend)
+        run = run_forward if is_plain(q, k, v) else sparse_forward
+        out, lse = run(q, k, v, lists, counts, kv_sizes, offsets, entries, q_block, kv_block, scale, backend)
     elif backend == "cpu":
         with torch.no_grad():
             out, lse = block_sparse_attention_cpu(

@@ -20,6 +20,8 @@ INDEX_BITS = 23
 MEMBERS = 8
 # Fewer programs than this leave multiprocessors idle: small blocks then keep a program each.
 MIN_PROGRAMS = 512
+# A merge walks one byte for every block of the other side: of a large pool of pages that takes longer than attention.
+MOST_OTHERS = 1 << 15
 
 
 class MergedLists(NamedTuple):
@@ -46,7 +48,7 @@ def group_size(block: int, blocks: int, others: int, planes: int) -> int:
     """
     size = min(MEMBERS, 64 // block) if block <= 32 else 1
     enough = planes * triton.cdiv(blocks, max(size, 1)) >= MIN_PROGRAMS
-    return size if enough and others < 1 << INDEX_BITS else 1
+    return size if enough and others <= MOST_OTHERS else 1
 
 
 @triton.jit(

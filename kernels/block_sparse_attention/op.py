@@ -10,8 +10,7 @@ from torch import Tensor
 from .inverse import InverseLists
 
 
-@torch.library.custom_op("decmem::block_sparse_attention", mutates_args=())
-def sparse_forward(
+def run_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -39,6 +38,9 @@ def sparse_forward(
         if path == "hopper" or (reason is None and hopper.available(q, q_block, kv_block, kv_sizes is not None, False)):
             return hopper.forward(q, k, v, lists, counts, kv_sizes, q_block, kv_block, scale)
     return launch.forward(q, k, v, lists, counts, kv_sizes, q_block, kv_block, scale)
+
+
+sparse_forward = torch.library.custom_op("decmem::block_sparse_attention", run_forward, mutates_args=())
 
 
 @sparse_forward.register_fake

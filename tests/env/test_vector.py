@@ -131,3 +131,10 @@ def test_arguments_are_checked(make_vec):
         env.reset(seed=[1, 2, 3])
     env.close()
     env.close()
+
+
+def test_the_memory_of_many_worlds_on_a_gpu():
+    from decmem_env.dream import _budget_of
+
+    assert _budget_of(1, 140 << 30) is None and _budget_of(64, 24 << 30) is None  # the model's own
+    assert _budget_of(64, 140 << 30) == 32 << 30 and _budget_of(256, 140 << 30) == 35 << 30

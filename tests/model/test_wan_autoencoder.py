@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decmem_env.model import wan_layers
+from decmem_env.model import wan_autoencoder, wan_layers
 from decmem_env.model.wan_autoencoder import DEVIATION, MEAN, WanAutoencoder
 from decmem_env.model.wan_size import WanAutoencoderConfig
 from decmem_env.model.wan_vae import WanVAE
@@ -179,6 +179,33 @@ def test_streams_share_nothing_that_changes(autoencoder):
     restored = autoencoder.stream()
     restored.load_tensors(saved, torch.device("cpu"))
     assert torch.equal(restored.decode(z[4:]), rest) and restored.bytes == one.bytes > 0
+
+
+def test_a_full_device_takes_smaller_passes(autoencoder, monkeypatch):
+    """A pass that finds no memory runs again on half as much, and the video is the same."""
+    z, frames = torch.randn(7, 16, 4, 6, generator=torch.Generator().manual_seed(7)), frames_of(13)
+    expected, encoded = autoencoder.decode(z), autoencoder.encode(frames)
+    tried = []
+
+    def crowded(run, room):
+        def part(items, caches):
+            tried.append(len(items))
+            if len(items) > room:
+                raise torch.OutOfMemoryError("full")
+            return run(items, caches)
+
+        return part
+
+    monkeypatch.setitem(wan_autoencoder.LATENTS_PER_PASS, "cpu", 4)
+    monkeypatch.setattr(autoencoder, "decode_part", crowded(autoencoder.decode_part, 1))
+    stream = autoencoder.stream()
+    assert torch.equal(torch.cat([stream.decode(z[:5]), stream.fork().decode(z[5:])]), expected)
+    assert tried == [4, 2, *[1] * 7]
+    monkeypatch.setattr(autoencoder, "encode_part", crowded(autoencoder.encode_part, 4))
+    assert torch.equal(stream.encode(frames), encoded) and tried[9:] == [1, 4, 4, 4]
+    monkeypatch.setattr(autoencoder, "decode_part", crowded(autoencoder.decode_part, 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        stream.decode(z)
 
 
 def test_skipped_latents_count_as_far_as_they_reach():
