@@ -5,7 +5,8 @@ copied into a stage, once however many queries chose them, and the lists then na
 remembers what it holds. Where every layer has its own, only blocks that the last passes did not retrieve are copied;
 those used longest ago make room. Where layers share two stages, the blocks that a layer retrieved in the last pass are
 copied while the layer before it computes (on CUDA, by a second stream), and once its lists are known what is missing.
-The CPU never learns the lists, so nothing waits for it, unless a stage might be too small for them.
+The CPU never learns the lists, so nothing waits for it, unless a stage might be too small for them. Without frames on
+the host, a stage with a place for every block needs no order: a block's place is its number.
 
 Shapes: L layers, B rows, Q query blocks, H heads, S places of a stage, N tokens of a frame, M blocks of a frame, D head
 channels, F frame slots.
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.block_placement import Part, Stage, place_blocks
+from ..kernels.block_placement.naive import listed_blocks
 from ..kernels.gather_blocks import gather_blocks
 from .attention import BlockLists
 from .upload import upload
@@ -53,15 +56,6 @@ class Staged(NamedTuple):
     sizes: Tensor | None
 
 
-class _Part(NamedTuple):
-    """Blocks `first` to `last` - 1 of every frame have the places `start` to `stop` - 1 of a stage."""
-
-    first: int
-    last: int
-    start: int
-    stop: int
-
-
 class Staging:
     """The stages of a pool.
 
@@ -76,12 +70,16 @@ class Staging:
         cfg, layout = pool.config, pool.layout
         self.pool: PagePool = weakref.proxy(pool)  # it owns this
         self.stages, self.places = layout.stages, layout.stage_blocks
-        blocks, cut = cfg.blocks_per_frame, self.places
-        self._parts = [_Part(0, blocks, 0, cut)]
+        blocks = cfg.blocks_per_frame
+        self._whole = pool.host is None and self.places >= self._none
+        if self._whole:
+            self.places = self._none
+        cut = self.places
+        self._parts = [Part(0, blocks, 0, cut)]
         if cfg.padding:
             # The last block of a frame has fewer real keys. Sizes are the same for all heads, so it has its own places.
             cut -= min(-(-cut // 4), pool.limit)
-            self._parts = [_Part(0, blocks - 1, 0, cut), _Part(blocks - 1, blocks, cut, self.places)]
+            self._parts = [Part(0, blocks - 1, 0, cut), Part(blocks - 1, blocks, cut, self.places)]
         self.ahead = True
         self._fetched = torch.zeros((), dtype=torch.int64, device=pool.device)
         self._before = self._fetched.clone()
@@ -107,21 +105,24 @@ class Staging:
         self._keys, self._values = (
             [torch.zeros(rows, dtype=self.pool.dtype, device=device) for _ in range(self.stages)] for _ in range(2)
         )
+        if cfg.padding:
+            self._sizes = torch.full((self.places,), cfg.block_tokens, dtype=torch.int32, device=device)
+            last = slice(cfg.blocks_per_frame - 1, None, cfg.blocks_per_frame)
+            self._sizes[last if self._whole else slice(self._parts[-1].start, None)] -= cfg.padding
+        if self._whole:
+            return
         shape = (cfg.depth, cfg.heads, 1 + self.places)
         self._held = torch.full(shape, self._none, dtype=torch.int64, device=device)
         self._used = torch.zeros(shape, dtype=torch.int64, device=device)
         self._place = torch.zeros(cfg.depth, cfg.heads, self._none + 1, dtype=torch.int32, device=device)
         self._seen = [0] * cfg.depth
         self._owner = [-1] * self.stages
-        if cfg.padding:
-            self._sizes = torch.full((self.places,), cfg.block_tokens, dtype=torch.int32, device=device)
-            self._sizes[self._parts[-1].start :] -= cfg.padding
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)
 
     def forget(self, slots: Slots) -> None:
         """These slots will hold other frames."""
-        if not self._keys:
+        if not self._keys or self._whole:
             return
         blocks = self.pool.config.blocks_per_frame
         gone = torch.from_numpy((slots[:, None] * blocks + np.arange(blocks)).ravel()).to(self.pool.device)
@@ -144,15 +145,14 @@ class Staging:
         if not self.ahead or self.pool.host is None or self.stages in (1, cfg.depth) or layer >= cfg.depth:
             return
         self._owner[stage] = layer
-        held, used = self._held[layer], self._used[layer]
-        self._drop(layer, used <= self._seen[layer])  # only what the last pass retrieved
+        self._drop(layer, self._used[layer] <= self._seen[layer])  # only what the last pass retrieved
         if self._stream is None:
-            self._copy(layer, held[:, 1:])
+            self._copy_held(layer)
             return
         main = torch.cuda.current_stream(self.pool.device)
         self._stream.wait_stream(main)
         with torch.cuda.stream(self._stream):
-            self._copy(layer, held[:, 1:], _PROGRAMS_BESIDE)
+            self._copy_held(layer, _PROGRAMS_BESIDE)
             self._ready[layer] = self._stream.record_event()
 
     def _drop(self, layer: int, places: Tensor) -> None:
@@ -161,9 +161,12 @@ class Staging:
         self._place[layer].scatter_(1, torch.where(places, held, self._none), 0)
         held.masked_fill_(places, self._none)
 
-    def _copy(self, layer: int, blocks: Tensor, programs: int | None = None) -> None:
-        """Copy blocks int64 [H, S] to their places."""
-        named = torch.where(blocks < self._none, blocks, -1).int()
+    def _copy_held(self, layer: int, programs: int | None = None) -> None:
+        held = self._held[layer]
+        self._copy(layer, torch.where(held < self._none, held, -1).int()[:, 1:], programs)
+
+    def _copy(self, layer: int, named: Tensor, programs: int | None = None) -> None:
+        """Copy blocks int32 [H, S] to their places, but for those below 0."""
         stage = layer % self.stages
         out = self._keys[stage], self._values[stage]
         gather_blocks(self.pool.source(layer), named, out, self.pool.config.block_tokens, programs, self._fetched)
@@ -192,28 +195,19 @@ class Staging:
 
     def fits(self, lists: BlockLists) -> bool:
         """Whether one stage holds all blocks of these lists, which name blocks of the pool."""
+        if self._whole:
+            return True
         most = lists.lists.shape[0] * lists.lists.shape[2] * lists.lists.shape[3]
         if all(min(most, self.pool.limit * (p.last - p.first)) <= p.stop - p.start for p in self._parts):
             return True
-        blocks, new = self._distinct(self._index(lists).flatten(1))
-        counts = [int((new & self._is_of(part, blocks)).sum(1).max()) for part in self._parts]
+        frames = self._listed(lists)[:, :-1].unflatten(1, (self.pool.limit, -1))
+        counts = [int(frames[:, :, p.first : p.last].sum((1, 2)).max()) for p in self._parts]
         return all(count <= p.stop - p.start for count, p in zip(counts, self._parts, strict=True))
 
-    def _index(self, lists: BlockLists) -> Tensor:
-        """Lists as int64 [H, B, Q, k], with `_none` where nothing is listed."""
-        listed = torch.arange(lists.lists.shape[3], device=lists.lists.device) < lists.counts[..., None]
-        return torch.where(listed, lists.lists, self._none).transpose(0, 1).long()
-
-    def _distinct(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Blocks [H, n] in ascending order, and which of them are the first of their kind (and not `_none`)."""
-        ordered = blocks.sort(1).values
-        new = ordered != self._none
-        new[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
-        return ordered, new
-
-    def _is_of(self, part: _Part, blocks: Tensor) -> Tensor:
-        inside = blocks % self.pool.config.blocks_per_frame
-        return (part.first <= inside) & (inside < part.last)
+    def _listed(self, lists: BlockLists) -> Tensor:
+        """Which blocks are on any list, bool [H, blocks + 1]; the last one stands for none."""
+        listed = torch.zeros(self.pool.config.heads, self._none + 1, dtype=torch.bool, device=self.pool.device)
+        return listed.scatter_(1, listed_blocks(*lists, self._none).flatten(1), True)
 
     def fetch(self, layer: int, lists: BlockLists) -> Staged:
         """Copy the listed blocks that the stage does not hold.
@@ -225,6 +219,8 @@ class Staging:
         Returns:
             What to attend to; it stands until the next call for a layer that shares the stage.
         """
+        if self._whole:
+            return self._fetch_by_number(layer, lists)
         event = self._ready.pop(layer, None)
         if event is not None:
             torch.cuda.current_stream(self.pool.device).wait_event(event)
@@ -235,28 +231,19 @@ class Staging:
             place_of.zero_()
         self._clock += 1
         self._seen[layer] = self._pass
-        index = self._index(lists)
-        listed = index.flatten(1)
-        here = place_of.gather(1, listed).long()
-        used.scatter_(1, here, self._clock)
-        blocks, new = self._distinct(torch.where(here == 0, listed, self._none))
-        target = torch.zeros_like(blocks)
-        for part in self._parts:
-            mine = new if len(self._parts) == 1 else new & self._is_of(part, blocks)
-            oldest = used[:, 1 + part.start : 1 + part.stop].argsort(1)  # what this call needs comes last
-            rank = (mine.cumsum(1) - 1).clamp_(0, oldest.shape[1] - 1)
-            target = torch.where(mine, oldest.gather(1, rank) + (1 + part.start), target)
-        place_of.scatter_(1, held.gather(1, target), 0)
-        blocks = torch.where(new, blocks, self._none)
-        held.scatter_(1, target, blocks)
-        held[:, 0] = self._none
-        used.scatter_(1, target, self._clock)
-        place_of.scatter_(1, blocks, target.int())
-        fresh = torch.full_like(held, self._none).scatter_(1, target, blocks)
-        self._copy(layer, fresh[:, 1:])
-        places = place_of.gather(1, listed).view_as(index).transpose(0, 1) - 1
+        state, depth = Stage(held, used, place_of), self.pool.config.depth
+        places, fresh = place_blocks(
+            *lists, state, self._parts, self.pool.config.blocks_per_frame, self._clock, self._clock - depth
+        )
+        self._copy(layer, fresh)
         keys, values = (t[stage].flatten(1, 2)[None] for t in (self._keys, self._values))
-        return Staged(keys, values, BlockLists(places.clamp_min_(0), lists.counts), self._sizes)
+        return Staged(keys, values, BlockLists(places, lists.counts), self._sizes)
+
+    def _fetch_by_number(self, layer: int, lists: BlockLists) -> Staged:
+        numbers = torch.arange(self.places, dtype=torch.int32, device=self.pool.device)
+        self._copy(layer, torch.where(self._listed(lists)[:, :-1], numbers, -1))
+        keys, values = (t[0].flatten(1, 2)[None] for t in (self._keys, self._values))
+        return Staged(keys, values, lists, self._sizes)
 
     def mark(self) -> None:
         """A step begins, for `fetched_bytes`."""

@@ -153,6 +153,20 @@ def test_eight_bits_change_little():
     assert session.stats["memory_bytes"] == 59 * pools[1].page_bytes
 
 
+@pytest.mark.parametrize("fusion", ["gated", "union"])
+def test_stages_with_a_place_for_every_block(fusion, monkeypatch):
+    """They need no order of use; the frames are those of stages that keep one."""
+    monkeypatch.setattr(memory_layout, "_SHARES", (1 / 8, 1 / 2))
+    walk, runs = make_walk(40), []
+    for whole in (True, False):
+        model = make(3 << 20, memory_dtype="int8", window=2, fusion=fusion, top_k=48, depth=12)
+        staging = model.pool.staging
+        assert staging._whole and staging.places == model.pool.limit * model.config.blocks_per_frame
+        staging._whole = whole
+        runs.append(play(model, begin(model, walk, 1, context=30), walk, 30, 36))
+    assert np.array_equal(*runs)
+
+
 @pytest.mark.parametrize("host", [0, 256 << 20])
 def test_eight_bits_replay_and_travel_in_snapshots(host, tmp_path):
     walk = make_walk(60)
