@@ -5,6 +5,9 @@ share a tile. Every query holds its best candidates in a short buffer, in ascend
 it beats the k-th best so far, which soon almost none does. Long histories are cut into segments for the threads. Of
 equal scores the lowest index wins, so results do not depend on the segments. */
 
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -66,10 +69,16 @@ static void shrink(Best *best, int k, int32_t *room) {
   best->bar = bar;
 }
 
-/* Sixteen numbers, in however many registers the processor needs for them. */
-typedef float Sixteen __attribute__((vector_size(4 * TILE)));
+/* As many numbers as a register holds. A tile is one of them, or pairs: wider types than a register end up in memory. */
+#ifdef __AVX512F__
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+typedef float Part __attribute__((vector_size(4 * LANES)));
 
-typedef int32_t Beats __attribute__((vector_size(4 * TILE)));
 typedef float Four __attribute__((vector_size(16), aligned(4)));
 typedef int32_t Order __attribute__((vector_size(16)));
 #ifdef __clang__
@@ -78,9 +87,31 @@ typedef int32_t Order __attribute__((vector_size(16)));
 #define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, (Order){i, j, k, l})
 #endif
 
+#ifdef __AVX__
+/* Four numbers of two rows, side by side. */
+static inline __m256 both(const float *one, const float *other) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(one)), _mm_loadu_ps(other), 1);
+}
+#endif
+
 /* Turn 16 keys [16][dim] around to [dim][16]. */
 static void turn(const float *keys, int64_t stride, int dim, float *tile) {
   int d = 0;
+#ifdef __AVX__
+  for (; d + 4 <= dim; d += 4)
+    for (int l = 0; l < TILE; l += 8) {
+      const float *from = keys + l * stride + d;
+      __m256 a = both(from, from + 4 * stride), b = both(from + stride, from + 5 * stride);
+      __m256 c = both(from + 2 * stride, from + 6 * stride), e = both(from + 3 * stride, from + 7 * stride);
+      __m256 ab = _mm256_unpacklo_ps(a, b), ce = _mm256_unpacklo_ps(c, e);
+      __m256 AB = _mm256_unpackhi_ps(a, b), CE = _mm256_unpackhi_ps(c, e);
+      float *to = tile + d * TILE + l;
+      _mm256_store_ps(to, _mm256_shuffle_ps(ab, ce, 0x44));
+      _mm256_store_ps(to + TILE, _mm256_shuffle_ps(ab, ce, 0xee));
+      _mm256_store_ps(to + 2 * TILE, _mm256_shuffle_ps(AB, CE, 0x44));
+      _mm256_store_ps(to + 3 * TILE, _mm256_shuffle_ps(AB, CE, 0xee));
+    }
+#endif
   for (; d + 4 <= dim; d += 4)
     for (int l = 0; l < TILE; l += 4) {
       const float *from = keys + l * stride + d;
@@ -98,50 +129,65 @@ static void turn(const float *keys, int64_t stride, int dim, float *tile) {
     for (int l = 0; l < TILE; l++) tile[d * TILE + l] = keys[l * stride + d];
 }
 
-/* Scores of 16 keys against six queries: keys as [dim][16], queries as [dim][6]. */
-static void scores(const Sixteen *keys, const float *queries, int dim, Sixteen out[GROUP]) {
-  Sixteen a = {0}, b = {0}, c = {0}, d = {0}, e = {0}, f = {0};
+/* Scores [6][16] of 16 keys against six queries: keys as [dim][16], queries as [dim][6]. */
+static void scores(const float *keys, const float *queries, int dim, float *out) {
+#if LANES == TILE
+  Part a = {0}, b = {0}, c = {0}, d = {0}, e = {0}, f = {0};
   for (int i = 0; i < dim; i++, queries += GROUP) {
-    Sixteen key = keys[i];
+    Part key = *(const Part *)(keys + i * TILE);
     a += queries[0] * key, b += queries[1] * key, c += queries[2] * key;
     d += queries[3] * key, e += queries[4] * key, f += queries[5] * key;
   }
-  out[0] = a, out[1] = b, out[2] = c, out[3] = d, out[4] = e, out[5] = f;
+  Part *to = (Part *)out;
+  to[0] = a, to[1] = b, to[2] = c, to[3] = d, to[4] = e, to[5] = f;
+#else
+  for (int at = 0; at < TILE; at += 2 * LANES) {
+    Part a = {0}, b = {0}, c = {0}, d = {0}, e = {0}, f = {0}, A = {0}, B = {0}, C = {0}, D = {0}, E = {0}, F = {0};
+    const float *query = queries;
+    for (int i = 0; i < dim; i++, query += GROUP) {
+      Part one = *(const Part *)(keys + i * TILE + at), two = *(const Part *)(keys + i * TILE + at + LANES);
+      a += query[0] * one, A += query[0] * two, b += query[1] * one, B += query[1] * two;
+      c += query[2] * one, C += query[2] * two, d += query[3] * one, D += query[3] * two;
+      e += query[4] * one, E += query[4] * two, f += query[5] * one, F += query[5] * two;
+    }
+    Part low[GROUP] = {a, b, c, d, e, f}, high[GROUP] = {A, B, C, D, E, F};
+    for (int g = 0; g < GROUP; g++) {
+      *(Part *)(out + g * TILE + at) = low[g];
+      *(Part *)(out + g * TILE + at + LANES) = high[g];
+    }
+  }
+#endif
 }
 
 /* One segment of the keys of one head against all its queries. */
 static void scan(const float *turned, const float *keys, int64_t stride, int dim, int num_queries, int k, int start,
                  int stop, const int32_t *limit, const int32_t *first, Best *best, float *tile, int32_t *room, int space) {
-  Sixteen out[GROUP];
+  float out[GROUP * TILE] __attribute__((aligned(4 * TILE)));
   for (int base = start; base < stop; base += TILE) {
     int width = stop - base < TILE ? stop - base : TILE;
+    if (base + 3 * TILE <= stop) /* the tile after the next: one row of memory is too short for the processor to see */
+      for (int l = 0; l < TILE; l++)
+        for (int d = 0; d < dim; d += 16) __builtin_prefetch(keys + (base + 2 * TILE + l) * stride + d);
     if (width == TILE)
       turn(keys + base * stride, stride, dim, tile);
     else
       for (int l = 0; l < width; l++)
         for (int d = 0; d < dim; d++) tile[d * TILE + l] = keys[(base + l) * stride + d];
     for (int q0 = 0; q0 < num_queries; q0 += GROUP) {
-      scores((const Sixteen *)tile, turned + (int64_t)q0 * dim, dim, out);
+      scores(tile, turned + (int64_t)q0 * dim, dim, out);
       int last = num_queries - q0 < GROUP ? num_queries - q0 : GROUP;
       for (int g = 0; g < last; g++) {
         Best *held = best + q0 + g;
         int low = first ? first[q0 + g] - base : 0, high = limit[q0 + g] - base;
         if (high > width) high = width;
         if (low < 0) low = 0;
-        union {
-          Sixteen floats;
-          float part[TILE];
-        } row = {out[g]};
-        union {
-          Beats each;
-          uint64_t pair[TILE / 2];
-        } beats = {out[g] > held->bar};
-        uint64_t any = 0;
-        for (int l = 0; l < TILE / 2; l++) any |= beats.pair[l];
+        const float *row = out + g * TILE;
+        int any = 0;
+        for (int l = 0; l < TILE; l++) any |= row[l] > held->bar;
         if (!any) continue;
         for (int l = low; l < high; l++)
-          if (row.part[l] > held->bar) {
-            held->score[held->count] = row.part[l];
+          if (row[l] > held->bar) {
+            held->score[held->count] = row[l];
             held->index[held->count++] = base + l;
           }
         if (held->count > space - TILE) shrink(held, k, room);
