@@ -7,11 +7,11 @@ they differ by more than rounding (8-bit memory has a bound of its own, and its 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .copies import copies_beside
 from .wan_benchmark import CHECK_BOUND, FEW_STEPS, filled_session, random_checkpoint, step, timed
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def overlap(
         chunks_of.append(_chunk(session))
         seconds[ahead] = statistics.median(timed(model, lambda s=session: step(s)) for _ in range(chunks))  # type: ignore[misc]
         fetched[ahead] = session.stats["fetched_bytes"]
-        beside[ahead] = _copies(model, lambda s=session: step(s))  # type: ignore[misc]
+        beside[ahead] = copies_beside(model.device, lambda s=session: step(s))  # type: ignore[misc]
         session.close()
     error = _checked(chunks_of[0], chunks_of[1], dtype, "copying ahead")
     return {
@@ -252,39 +252,6 @@ def overlap(
             for key, value in beside[of].items()
         },
     }
-
-
-def _copies(model: WorldModel, call: Callable[[], object]) -> dict[str, float]:
-    """Milliseconds of copied blocks in a call, and the share of them while other kernels ran; nothing on the CPU."""
-    if model.device.type != "cuda":
-        return {}
-    from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-        timed(model, call)
-    spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-    for event in recorded.events() or ():
-        if event.device_type == DeviceType.CUDA:
-            spans["_gather_kernel" in event.name].append((event.time_range.start, event.time_range.end))
-    whole = covered(spans[True], [(0.0, float("inf"))])
-    return {"copies_ms": whole / 1000.0, "copies_hidden": covered(spans[True], spans[False]) / max(whole, 1e-9)}
-
-
-def covered(some: list[tuple[float, float]], others: list[tuple[float, float]]) -> float:
-    """How much of the time that `some` (start, end) take together lies in `others`."""
-
-    def joined(spans: list[tuple[float, float]]) -> list[list[float]]:
-        made: list[list[float]] = []
-        for start, end in sorted(spans):
-            if made and start <= made[-1][1]:
-                made[-1][1] = max(made[-1][1], end)
-            else:
-                made.append([start, end])
-        return made
-
-    both = joined(others)
-    return sum(max(0.0, min(b, d) - max(a, c)) for a, b in joined(some) for c, d in both)
 
 
 def eight_bits(

@@ -1,8 +1,10 @@
 import json
 
 import pytest
+import torch
 
 from decmem_env import results
+from decmem_env.copies import copies_beside, covered
 
 
 def test_record_compares_with_its_bar():
@@ -56,3 +58,10 @@ def test_broken_results_are_named(tmp_path):
     path.write_text('[{"name": "x"}]')
     with pytest.raises(ValueError, match="record 0 lacks value"):
         results.read_results(path)
+
+
+def test_time_of_copies_beside_other_work():
+    copies = [(10.0, 20.0), (15.0, 30.0), (40.0, 50.0)]
+    assert covered(copies, [(0.0, float("inf"))]) == 30.0
+    assert covered(copies, [(0.0, 12.0), (11.0, 16.0), (45.0, 47.0), (60.0, 70.0)]) == 8.0
+    assert covered(copies, []) == 0.0 and copies_beside(torch.device("cpu"), int) == {}
