@@ -44,6 +44,7 @@ class ModelConfig:
         temporal_base: Rotary base on frame indices.
         translation_scale: Blocks per unit of camera translation.
         vertical_fov: Degrees; intrinsics of the bundled world.
+        marks_generated: Whether frames that the model generated itself carry a learnt mark in memory.
         action_dim: Entries of an action; those of a latent's frames are concatenated.
         text_tokens: Length of the fixed text context that cross-attention sees, 0 for no text (and no such layers).
         text_width: Channels of that context.
@@ -77,6 +78,7 @@ class ModelConfig:
     temporal_base: float = 10000.0
     translation_scale: float = 16.0
     vertical_fov: float = 70.0
+    marks_generated: bool = False
     action_dim: int = 25
     text_tokens: int = 0
     text_width: int = 4096

@@ -58,6 +58,7 @@ class PassGraphs:
         latents: Tensor,
         actions: Tensor,
         keep: Tensor,
+        generated: Tensor,
         times: tuple[float, ...],
         where: FrameMatrices | Positions,
         forced: list[BlockLists] | None = None,
@@ -67,8 +68,8 @@ class PassGraphs:
         streamer = self.streamer
         special = forced is not None or record is not None or streamer.watcher is not None
         if special or plan.working is not None or plan.output == plan.frames:
-            return streamer.run(plan, latents, actions, keep, times, where, forced, record)
-        inputs = (self._in_buckets(plan), latents, actions, keep, streamer.modulation(times), where)
+            return streamer.run(plan, latents, actions, keep, generated, times, where, forced, record)
+        inputs = (self._in_buckets(plan), latents, actions, keep, generated, streamer.modulation(times), where)
         key = _kind(inputs)
         if key not in self._graphs:
             self._graphs[key] = None
@@ -89,10 +90,10 @@ class PassGraphs:
 
     def _recorded(self, inputs: tuple[Any, ...], given: list[Tensor]) -> _Graph:
         buffers = [tensor.clone() for tensor in given]
-        plan, latents, actions, keep, modulation, where = _filled(inputs, iter(buffers))
+        plan, latents, actions, keep, generated, modulation, where = _filled(inputs, iter(buffers))
 
         def again() -> Tensor:
-            velocity = self.streamer.compute(plan, latents, actions, keep, modulation, where)
+            velocity = self.streamer.compute(plan, latents, actions, keep, generated, modulation, where)
             assert velocity is not None
             return velocity
 

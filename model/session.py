@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,12 +52,20 @@ class Pending:
         actions: float32 [c, 25].
         poses: float64 [c, 5].
         frame_index: int64 [c].
+        generated: bool [c], whether the model made the frame itself.
     """
 
     latents: Tensor
     actions: NDArray[np.float32]
     poses: NDArray[np.float64]
     frame_index: NDArray[np.int64]
+    generated: NDArray[np.bool_]
+
+    def part(self, part: slice) -> Pending:
+        """Some of the frames."""
+        return Pending(
+            self.latents[part], self.actions[part], self.poses[part], self.frame_index[part], self.generated[part]
+        )
 
 
 class Session:
@@ -180,7 +188,8 @@ class Session:
         with self.model.lock:
             if self.origin is None:
                 self.origin = poses[0].copy()
-            fresh = Pending(latents, actions, poses, np.arange(self.next_frame, self.next_frame + count))
+            index = np.arange(self.next_frame, self.next_frame + count)
+            fresh = Pending(latents, actions, poses, index, np.zeros(count, np.bool_))
             waiting = self.pending is not None
             self.model.commit(self, _split(_joined(self.pending, fresh), cfg.chunk), progress)
             self.next_frame += count
@@ -316,6 +325,7 @@ def _joined(first: Pending | None, second: Pending) -> Pending:
         np.concatenate([first.actions, second.actions]),
         np.concatenate([first.poses, second.poses]),
         np.concatenate([first.frame_index, second.frame_index]),
+        np.concatenate([first.generated, second.generated]),
     )
 
 
@@ -342,15 +352,4 @@ def _parts(video: VideoStream, frames: Tensor) -> list[Tensor]:
 def _split(frames: Pending, chunk: int) -> tuple[Pending, Pending]:
     """All but the last chunk, and the last chunk."""
     cut = len(frames.frame_index) - chunk
-    parts = (slice(None, cut), slice(cut, None))
-    first, second = (
-        replace(
-            frames,
-            latents=frames.latents[part],
-            actions=frames.actions[part],
-            poses=frames.poses[part],
-            frame_index=frames.frame_index[part],
-        )
-        for part in parts
-    )
-    return first, second
+    return frames.part(slice(None, cut)), frames.part(slice(cut, None))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .world_model import WorldModel
 
 FORMAT = "decmem-snapshot"
-VERSION = 1
+VERSION = 2
 
 
 class SnapshotError(ValueError):
@@ -73,6 +73,7 @@ class Snapshot:
                 arrays["pending_actions"] = torch.from_numpy(pending.actions.copy())
                 arrays["pending_poses"] = torch.from_numpy(pending.poses.copy())
                 arrays["pending_frame_index"] = torch.from_numpy(pending.frame_index.copy())
+                arrays["pending_generated"] = torch.from_numpy(pending.generated.copy())
             arrays |= {f"video.{name}": tensor for name, tensor in session.video.tensors().items()}
             if session.shown is not None:
                 arrays["shown"] = session.shown
@@ -153,6 +154,7 @@ class Snapshot:
                     arrays["pending_actions"].numpy().copy(),
                     arrays["pending_poses"].numpy().copy(),
                     arrays["pending_frame_index"].numpy().copy(),
+                    arrays["pending_generated"].numpy().copy(),
                 )
         return session
 

@@ -146,6 +146,7 @@ class Streamer:
         latents: Tensor,
         actions: Tensor,
         keep: Tensor,
+        generated: Tensor,
         times: tuple[float, ...],
         where: FrameMatrices | Positions,
         forced: list[BlockLists] | None = None,
@@ -158,6 +159,7 @@ class Streamer:
             latents: fp32 [B, F, C, h, w].
             actions: [B, F, A].
             keep: bool [B, F], False drops the action.
+            generated: bool [B, F], frames to commit that the model generated itself.
             times: Flow time of each frame, equal in all rows.
             where: From `where`, of the B * F frames.
             forced: Per layer, retrieved blocks of the pass's frames (in blocks of the row's history) to use.
@@ -166,7 +168,7 @@ class Streamer:
         Returns:
             Velocity fp32 [B, F - output, C, h, w], or None where only commits were asked for.
         """
-        return self.compute(plan, latents, actions, keep, self.modulation(times), where, forced, record)
+        return self.compute(plan, latents, actions, keep, generated, self.modulation(times), where, forced, record)
 
     @torch.no_grad()
     def compute(
@@ -175,6 +177,7 @@ class Streamer:
         latents: Tensor,
         actions: Tensor,
         keep: Tensor,
+        generated: Tensor,
         modulation: tuple[list[Tensor], Tensor],
         where: FrameMatrices | Positions,
         forced: list[BlockLists] | None = None,
@@ -182,7 +185,7 @@ class Streamer:
     ) -> Tensor | None:
         """`run`, with the vectors of `modulation` in place of the flow times."""
         vectors, head = modulation
-        x = self.model.tokens(latents, actions, keep).float()
+        x = self.model.tokens(latents, actions, keep, generated).float()
         normed = self.point.modulated(x, vectors[0][0], vectors[0][1], self.dtype)
         last = len(self.layers) - 1
         if plan.working is not None:

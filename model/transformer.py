@@ -229,6 +229,8 @@ class WorldTransformer(nn.Module):
         width = config.width
         self.patch = nn.Linear(config.patch_channels, width)
         self.action = nn.Sequential(nn.Linear(config.action_channels, width), nn.SiLU(), nn.Linear(width, width))
+        # Added to the tokens of clean frames that a model generated itself, so that memory tells seen from dreamed.
+        self.generated = nn.Parameter(torch.zeros(width)) if config.marks_generated else None
         if config.layout == "wan":
             # What the pretrained backbone does not have begins without effect; so does the gate (`gate_init`).
             nn.init.zeros_(self.action[2].weight)  # type: ignore[arg-type]
@@ -257,15 +259,18 @@ class WorldTransformer(nn.Module):
         """Compile every block's teacher-forced pass (CUDA training; shapes must stay the same)."""
         self._run = [torch.compile(block, dynamic=False) for block in self.blocks]
 
-    def tokens(self, latents: Tensor, actions: Tensor, action_mask: Tensor) -> Tensor:
+    def tokens(self, latents: Tensor, actions: Tensor, action_mask: Tensor, generated: Tensor) -> Tensor:
         """Embed latents [B, F, C, h, w] with their actions [B, F, A]: tokens [B, F, N, W], blocks contiguous.
 
-        A dropped action (mask False) adds exactly zero.
+        A dropped action (`action_mask` bool [B, F] False) adds exactly zero; clean frames of the model's own
+        (`generated` bool [B, F]) get its mark, where it has one.
         """
         p = self.config.patch
         cells = latents.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # [B, F, C, rows, p, columns, p]
         flat = cells.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)[:, :, self.order]
         embedded = self.action(actions) * action_mask[..., None]
+        if self.generated is not None:
+            embedded = embedded + generated[..., None] * self.generated
         return self.patch(flat) + embedded[:, :, None]
 
     def embedded_text(self) -> Tensor | None:
@@ -305,6 +310,7 @@ class WorldTransformer(nn.Module):
         frame_index: Tensor,
         *,
         action_mask: Tensor,
+        generated: Tensor | None = None,
         attention: str = "memory",
         lists: list[BlockLists] | None = None,
         return_lists: bool = False,
@@ -321,6 +327,7 @@ class WorldTransformer(nn.Module):
             projective_inverse: fp32 [B, T, 4, 4].
             frame_index: int64 [B, T].
             action_mask: bool [B, T], False drops the action from the noisy half (the history keeps its own).
+            generated: bool [B, T], frames of the history that the model generated itself; None: none.
             attention: `memory` (SGM and ALM), `dense`, or `window` (ALM alone).
             lists: Retrieved blocks per layer, instead of the top k.
             return_lists: Also return them.
@@ -333,7 +340,9 @@ class WorldTransformer(nn.Module):
         cfg, frames, device = self.config, clean.shape[1], clean.device
         reach = frames if attention == "dense" else cfg.window
         keep = torch.cat([torch.ones_like(action_mask), action_mask], 1)
-        x = self.tokens(torch.cat([clean, noisy], 1), torch.cat([actions, actions], 1), keep).float()
+        nowhere = torch.zeros_like(action_mask)
+        own = torch.cat([nowhere if generated is None else generated, nowhere], 1)
+        x = self.tokens(torch.cat([clean, noisy], 1), torch.cat([actions, actions], 1), keep, own).float()
         embedded, time = self.time_vectors(torch.cat([clean_time, noisy_time], 1))
         twice = [torch.cat([t, t], 1) for t in (projective.float(), projective_inverse.float(), frame_index)]
         where = self.where(*twice)

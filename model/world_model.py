@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, overload
 
@@ -272,7 +273,7 @@ class WorldModel:
                 session.bank.append(fresh[i], done.frame_index, done.poses)
             if session.origin is None:
                 session.origin = poses[i, 0].copy()
-            session.replace_pending(Pending(latents[i], made.actions, made.poses, made.frame_index))
+            session.replace_pending(replace(made, latents=latents[i]))
             session.video.forget_encoder()
             session.next_frame += chunk
             session.force_lists = None
@@ -281,7 +282,8 @@ class WorldModel:
     def _placed(self, session: Session, actions: NDArray, poses: NDArray) -> Pending:
         index = np.arange(session.next_frame, session.next_frame + self.config.chunk)
         shape = (self.config.chunk, *self.config.autoencoder.latent_shape)
-        return Pending(flow.session_noise(session.generator, shape), actions, poses, index)
+        own = np.ones(self.config.chunk, np.bool_)
+        return Pending(flow.session_noise(session.generator, shape), actions, poses, index, own)
 
     def _denoise(
         self,
@@ -326,12 +328,17 @@ class WorldModel:
             keep = torch.ones(len(sessions), latents.shape[1], dtype=torch.bool, device=self.device)
             if branches == 2:
                 keep[:, clean + chunk :] = False
+            # A frame is the model's own from its commit on; while it is denoised, its token says so anyway.
+            generated = torch.zeros_like(keep)
+            if clean:
+                generated[:, :clean] = upload(np.stack([p.generated for p in old if p is not None]), self.device)
             skip = 0 if clean == commit else commit * self.config.blocks_per_frame
             velocity = (self.graphs or self.streamer).run(
                 plan,
                 latents,
                 actions,
                 keep,
+                generated,
                 (0.0,) * clean + (now,) * (chunk * branches),
                 where,
                 None if forced is None else [BlockLists(*(t[:, :, skip:] for t in lists)) for lists in forced],
@@ -380,7 +387,7 @@ class WorldModel:
         while done < total:
             most = min(PREFILL.get(self.device.type, 16), self.pool.room(), total - done)
             part = slice(done, done + max(chunk, most // chunk * chunk))
-            piece = Pending(past.latents[part], past.actions[part], past.poses[part], past.frame_index[part])
+            piece = past.part(part)
             count = len(piece.frame_index)
             slots = self.pool.allocate(count, session.bank.last)
             try:
@@ -395,6 +402,7 @@ class WorldModel:
                     piece.latents[None],
                     self._actions([[piece]]),
                     torch.ones(1, count, dtype=torch.bool, device=self.device),
+                    upload(piece.generated[None], self.device),
                     (0.0,) * count,
                     self._where([[piece]], [session.origin]),
                     lists,

@@ -64,6 +64,7 @@ class DataConfig:
         edits: Share of simulated trajectories that break and place blocks, leave and come back.
         contact: Share of simulated trajectories that run into walls, climb and fall (`worlds` kind `contact`).
         slow: Share of those off the grid of poses whose turns and steps take up to 16 times as many frames.
+        beside: Share of walks' returns that come back beside the way out, so that views are near instead of exact.
         pool_worlds: Worlds kept on the device (autoencoder).
         pool_episodes: Encoded trajectories kept on the device (dynamics).
         min_fill: Worlds or trajectories that must be there before the first step.
@@ -85,6 +86,7 @@ class DataConfig:
     edits: float = 0.25
     contact: float = 0.0
     slow: float = 0.4
+    beside: float = 0.5
     pool_worlds: int = 768
     pool_episodes: int = 4096
     min_fill: int = 192
@@ -221,7 +223,7 @@ class TrainConfig:
             raise ConfigError(
                 f"data.frames={self.data.frames} exceeds data.episode_frames={self.data.episode_frames}: raise it"
             )
-        for name in ("edits", "contact", "slow"):
+        for name in ("edits", "contact", "slow", "beside"):
             if not 0.0 <= getattr(self.data, name) <= 1.0:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: a share from 0 to 1")
         if self.objective.log_floor <= 0.0 or self.objective.edit_weight < 0.0:

@@ -16,7 +16,14 @@ from .data.sources import open_stream
 from .data.splice import revisit_table, sample_clip
 from .data.voxel import EpisodeRenderer
 from .distributed import Ranks
-from .models import build_transformer, find_export, load_autoencoder, load_transformer_weights, save_dynamics
+from .models import (
+    build_transformer,
+    find_export,
+    load_autoencoder,
+    load_transformer_weights,
+    save_dynamics,
+    weights_number,
+)
 from .objective import (
     clean_prediction,
     flow_loss,
@@ -60,7 +67,7 @@ class DynamicsTask:
         self.model: Any
         self.model_config, self.model = build_transformer(folder, config.model, self.autoencoder.config)
         self.model.to(device)
-        load_transformer_weights(folder, self.model)
+        self._salt = weights_number(folder) if load_transformer_weights(folder, self.model) else 0
         self.module: nn.Module = self.model
         if config.run.compile and device.type == "cuda" and hasattr(self.model, "compile_blocks"):
             self.model.compile_blocks()
@@ -74,7 +81,8 @@ class DynamicsTask:
         """Start the data workers; `data` is the position of a resumed run."""
         exact = self.config.data.workers == 0
         size = (self.autoencoder.config.height, self.autoencoder.config.width)
-        self.stream = open_stream(self.config, self.ranks, size, first=0 if exact else data.get("job", 0))
+        first = 0 if exact else data.get("job", 0)
+        self.stream = open_stream(self.config, self.ranks, size, first, self._salt)
         settings = self.config.data
         self.pool = LatentPool(
             self.stream,
@@ -112,7 +120,7 @@ class DynamicsTask:
     def loss(self, clips: TurningClips, rng: np.random.Generator) -> Tensor:
         """Flow loss of one batch; its own predictions become context of the batch's next round."""
         objective = self.config.objective
-        inputs = sample_inputs(clips.batch.latents, objective, clips.context)
+        inputs = sample_inputs(clips.batch.latents, objective, clips.context, clips.generated)
         with self.precision():
             velocity = run_model(self.model, clips.batch, inputs, objective.attention)
         if objective.self_context > 0:

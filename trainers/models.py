@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,18 @@ def build_transformer(folder: Path, changes: dict[str, Any], autoencoder: Autoen
     return config, WorldTransformer(config)
 
 
+def weights_number(folder: Path) -> int:
+    """A number that stands for the transformer's weights of an export."""
+    return zlib.crc32((folder / TRANSFORMER).read_bytes())
+
+
 def load_transformer_weights(folder: Path, model: nn.Module) -> bool:
     """Load the export's transformer, if it has one.
 
     Where the autoencoder has more latent channels than the transformer was trained with, the layers at its two ends are
     widened (`widen_latents`). The gate exists in the gated fusion only, and dense stages do not train it: where the
     fusion changes between two stages, a gate in the file is left out and a gate without a file keeps its initial value.
+    So does the mark of generated frames (`marks_generated`).
 
     Returns:
         Whether there was one.
@@ -163,6 +170,8 @@ def load_transformer_weights(folder: Path, model: nn.Module) -> bool:
         tensors, own = read_tensors(path), model.state_dict()
         kept = {n: t for n, t in tensors.items() if n in own or ".gate." not in n}
         fresh = {n: t for n, t in own.items() if n not in tensors and ".gate." in n}
+        if "generated" in own and "generated" not in tensors:
+            kept["generated"] = own["generated"]
         if len(kept) < len(tensors) or fresh:
             print(f"{path}: the fusion changed; gates start afresh", flush=True)
         widened = widen_latents(kept, {n: own[n] for n in _LATENT_LAYERS})

@@ -26,6 +26,7 @@ class FlowInputs:
         time: [B, T] its flow times.
         target: [B, T, C, h, w] velocity.
         action_mask: bool [B, T], False where the action is dropped from the noisy half.
+        generated: bool [B, T], where the context holds the model's own frames.
     """
 
     context: Tensor
@@ -34,6 +35,7 @@ class FlowInputs:
     time: Tensor
     target: Tensor
     action_mask: Tensor
+    generated: Tensor
 
 
 def mix(latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
@@ -61,19 +63,23 @@ def noise_context(latents: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Ten
     return mix(latents, torch.randn_like(latents), time), time
 
 
-def sample_inputs(latents: Tensor, config: ObjectiveConfig, context: Tensor | None = None) -> FlowInputs:
+def sample_inputs(
+    latents: Tensor, config: ObjectiveConfig, context: Tensor | None = None, generated: Tensor | None = None
+) -> FlowInputs:
     """Draw noise and times for a batch.
 
     Args:
         latents: [B, T, C, h, w], clean: the target.
         config: Distributions.
         context: Context before noising if it differs from `latents`.
+        generated: bool [B, T], where that context holds the model's own frames; None: nowhere.
     """
     time = sample_times(tuple(latents.shape[:2]), config, latents.device)
     noise = torch.randn_like(latents)
     noised, context_time = noise_context(latents if context is None else context, config)
     keep = torch.rand(latents.shape[:2], device=latents.device) >= config.action_dropout
-    return FlowInputs(noised, context_time, mix(latents, noise, time), time, noise - latents, keep)
+    own = torch.zeros_like(keep) if generated is None else generated
+    return FlowInputs(noised, context_time, mix(latents, noise, time), time, noise - latents, keep, own)
 
 
 def run_model(model: Any, batch: ClipBatch, inputs: FlowInputs, attention: str) -> Tensor:
@@ -88,6 +94,7 @@ def run_model(model: Any, batch: ClipBatch, inputs: FlowInputs, attention: str) 
         batch.projective_inverse,
         batch.frame_index,
         action_mask=inputs.action_mask,
+        generated=inputs.generated,
         attention=attention,
     )
 
@@ -121,7 +128,9 @@ def clean_prediction(velocity: Tensor, inputs: FlowInputs) -> Tensor:
     return inputs.noisy - inputs.time[..., None, None, None] * velocity.detach().float()
 
 
-def one_step_prediction(model: Any, batch: ClipBatch, attention: str, context: Tensor | None = None) -> Tensor:
+def one_step_prediction(
+    model: Any, batch: ClipBatch, attention: str, context: Tensor | None = None, own_from: int | None = None
+) -> Tensor:
     """Every frame predicted in one step from pure noise and its past, fp32 [B, T, C, h, w], detached.
 
     The pass runs with gradients recorded and dropped at once, so that it shares the compiled graph of the training
@@ -132,9 +141,11 @@ def one_step_prediction(model: Any, batch: ClipBatch, attention: str, context: T
         batch: Clips.
         attention: "memory" or "dense".
         context: Past to predict from, if not the true one.
+        own_from: First frame of that past that the model generated itself; None: all are true.
     """
     latents = batch.latents
     shape, device = latents.shape[:2], latents.device
+    frames = torch.arange(shape[1], device=device).expand(shape)
     noise = torch.randn_like(latents)
     inputs = FlowInputs(
         latents if context is None else context,
@@ -143,6 +154,7 @@ def one_step_prediction(model: Any, batch: ClipBatch, attention: str, context: T
         torch.ones(shape, device=device),
         noise,
         torch.ones(shape, dtype=torch.bool, device=device),
+        frames >= (shape[1] if own_from is None else own_from),
     )
     return clean_prediction(run_model(model, batch, inputs, attention), inputs)
 
@@ -156,7 +168,7 @@ def rollout_prediction(model: Any, batch: ClipBatch, attention: str, start: int,
         fp32 [B, T, C, h, w]; the frames before `start` are the true ones.
     """
     context = batch.latents
-    for _ in range(rounds):
-        predicted = one_step_prediction(model, batch, attention, context)
+    for number in range(rounds):
+        predicted = one_step_prediction(model, batch, attention, context, start if number else None)
         context = torch.cat([batch.latents[:, :start], predicted[:, start:]], 1)
     return context

@@ -100,6 +100,15 @@ def _reverse(plan: Plan) -> Plan:
     return result
 
 
+def _beside(rng: Rng, grid: bool, share: float) -> Plan:
+    """With probability `share` a step aside, off the grid turned a little: the way back is near, not exact."""
+    if share <= 0.0 or rng.random() >= share:
+        return []
+    entry = Action(rng.choice([Action.FORWARD, Action.BACK, Action.LEFT, Action.RIGHT]))
+    plan = [_act(entry)] * int(rng.integers(1, 5))
+    return plan if grid else [*plan, _act(Action.CAMERA_YAW, float(rng.uniform(-0.8, 0.8)))]
+
+
 def _leg(rng: Rng, grid: bool, steps: int, wander: float = 40.0) -> Plan:
     """Walk `steps` steps in stretches, with small turns between."""
     plan: Plan = []
@@ -181,7 +190,7 @@ def _contact(rng: Rng, grid: bool) -> Plan:
     return [*_turn(rng, grid, rng.normal(0.0, 60.0)), *tilt[:half], *steps, *tilt[half:]]
 
 
-def _macro(rng: Rng, grid: bool, kind: str) -> Plan:
+def _macro(rng: Rng, grid: bool, kind: str, beside: float) -> Plan:
     side = float(rng.choice([-1, 1]))
     if kind == "edit":
         approach = [*_turn(rng, grid, rng.normal(0.0, 50.0)), *_leg(rng, grid, int(rng.integers(2, 10)))]
@@ -190,17 +199,18 @@ def _macro(rng: Rng, grid: bool, kind: str) -> Plan:
         return _contact(rng, grid)
     if kind == "turn_away":
         away = _turn(rng, grid, side * rng.uniform(45.0, 180.0))
-        return [*away, *[_act()] * int(rng.integers(0, 6)), *_reverse(away)]
+        return [*away, *[_act()] * int(rng.integers(0, 6)), *_beside(rng, grid, beside), *_reverse(away)]
     if kind == "aba":
         out = _leg(rng, grid, int(rng.integers(6, 36)))
-        rest = _macro(rng, grid, "look360") if rng.random() < 0.3 else []
+        rest = _macro(rng, grid, "look360", beside) if rng.random() < 0.3 else []
+        rest += _beside(rng, grid, beside)
         if rng.random() < 0.5:
             return [*out, *rest, *_reverse(out)]
         return [*out, *rest, *_about_face(rng, grid), *_walk_back(out), *_about_face(rng, grid)]
     if kind == "abca":
         first, second = _leg(rng, grid, int(rng.integers(6, 20))), _leg(rng, grid, int(rng.integers(6, 20)))
         turn = _turn(rng, grid, side * rng.uniform(60.0, 120.0))
-        return [*first, *turn, *second, *_reverse([*first, *turn, *second])]
+        return [*first, *turn, *second, *_beside(rng, grid, beside), *_reverse([*first, *turn, *second])]
     if kind == "look360":
         return _turn(rng, grid, side * 360.0)
     if kind == "loop":
@@ -236,15 +246,16 @@ def _slowed(plan: Plan, factor: float) -> Plan:
     return result
 
 
-def _plan(rng: Rng, length: int, kind: str, grid: bool, slow: float) -> NDArray[np.float32]:
+def _plan(rng: Rng, length: int, kind: str, grid: bool, slow: float, beside: float) -> NDArray[np.float32]:
     plan: Plan = [_act()]
     # Most of a person's mouse movements are far below the 15 degrees of a key press.
     factor = float(np.exp(rng.uniform(0.0, np.log(SLOWEST)))) if slow > 0.0 and rng.random() < slow else 1.0
     while len(plan) < length:
         choice = str(rng.choice(_MIXED, p=[0.3, 0.16, 0.22, 0.12, 0.1, 0.1])) if kind == "mixed" else kind
-        plan += _macro(rng, grid, choice) if factor == 1.0 else _slowed(_macro(rng, grid, choice), factor)
+        part = _macro(rng, grid, choice, beside)
+        plan += part if factor == 1.0 else _slowed(part, factor)
         if kind != "mixed" and rng.random() < 0.5:
-            plan += _macro(rng, grid, "explore")
+            plan += _macro(rng, grid, "explore", beside)
         if rng.random() < 0.2:
             plan += [_act()] * int(rng.integers(1, 4))
     return np.stack(plan[:length])
@@ -258,6 +269,7 @@ def sample_trajectories(
     grid: bool = True,
     candidates: int = 3,
     slow: float = 0.0,
+    beside: float = 0.0,
 ) -> Trajectories:
     """Draw one walk per world.
 
@@ -271,6 +283,7 @@ def sample_trajectories(
             share of its breaks and places that change a block counts as much; of `contact`, the one that walls
             hold back in about a third of its steps).
         slow: Share of plans off the grid whose turns and steps take up to `SLOWEST` times as many frames.
+        beside: Share of returns that come back beside the way out (0.4 to 1.7 blocks, up to 12 degrees off the grid).
 
     Returns:
         Actions, poses and edits; starts are the spawn moved to dry open ground nearby.
@@ -282,7 +295,7 @@ def sample_trajectories(
         raise ValueError(f"unknown trajectory kind {kind!r}: expected one of {', '.join((*KINDS, 'mixed'))}")
     n = len(worlds)
     share = 0.0 if grid else slow
-    plans = np.stack([_plan(rng, length, kind, grid, share) for _ in range(n * candidates)])
+    plans = np.stack([_plan(rng, length, kind, grid, share, beside) for _ in range(n * candidates)])
     starts = np.stack([random_start(worlds[i // candidates], rng, grid) for i in range(n * candidates)])
     index = np.arange(n * candidates) // candidates
     if kind == "edit":

@@ -282,3 +282,27 @@ def test_decay_weighs_the_far_frames_down(noises, monkeypatch):
     dense = found["dense", 1.0]
     assert relative(found["decay", 1.0], dense) < 1e-5
     assert 1e-4 < relative(found["decay", 0.9], dense) < relative(found["decay", 0.5], dense)
+
+
+def test_generated_frames_carry_their_mark(noises, monkeypatch):
+    """Frames that were observed have none; what a session generated has it from its commit on, and after a restore."""
+    model = build(fusion="union", window=4, marks_generated=True, top_k=6 * (CONTEXT + STEPS))
+    torch.nn.init.normal_(model.transformer.generated)
+    walk = make_walk(CONTEXT + STEPS)
+    velocities = record_velocities(monkeypatch, model)
+    session = model.start(1)
+    clean = [model.autoencoder.encode(torch.as_tensor(walk.frames[:CONTEXT]))]
+    walk.observe(session, 0, CONTEXT)
+    for t in range(CONTEXT, CONTEXT + STEPS):
+        model.step([session], *walk.chunk(t, 1), decode=False)
+        clean.append(session.pending.latents)
+        session = model.restore(session.snapshot())
+    clean = torch.cat(clean)[None]
+    noisy = clean.clone()
+    noisy[0, CONTEXT:] = torch.cat(noises)
+    own = (torch.arange(CONTEXT + STEPS) >= CONTEXT)[None]
+    found, times = torch.cat(velocities[-STEPS:], 1), torch.ones(1, CONTEXT + STEPS)
+    marked = teacher_forced(model, walk, clean, noisy, times, generated=own)[:, CONTEXT:]
+    plain = teacher_forced(model, walk, clean, noisy, times)[:, CONTEXT:]
+    assert relative(found, marked) < 1e-4 < 1e-2 < relative(found[:, 1:], plain[:, 1:])
+    assert relative(found[:, :1], plain[:, :1]) < 1e-4, "the first generated frame sees observed ones only"

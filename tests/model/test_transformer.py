@@ -72,7 +72,7 @@ def test_a_dropped_action_adds_exactly_nothing(transformer):
     given = inputs(transformer.config)
     dropped = {**given, "action_mask": torch.zeros_like(given["action_mask"])}
     before = transformer.teacher_forcing(**dropped)
-    tokens = transformer.tokens(given["noisy"], given["actions"], dropped["action_mask"])
+    tokens = transformer.tokens(given["noisy"], given["actions"], dropped["action_mask"], dropped["action_mask"])
     flat = given["noisy"].flatten(3).transpose(2, 3)[:, :, transformer.order]
     assert torch.equal(tokens, transformer.patch(flat))
     # The last frame's action reaches nobody but itself: dropped, its value does not matter.

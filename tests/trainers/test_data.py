@@ -240,7 +240,7 @@ def test_edited_episodes_look_like_the_true_world():
     world = generate_world(VALIDATION_SEED)
     env = VoxelEnv(height=24, width=40, context_frames=1, action_mode="vector")
     _, info = env.reset(seed=0, options={"world_seed": VALIDATION_SEED})
-    plans = np.stack([trajectories._plan(rng, 120, "edit", grid, 0.0) for grid in (True, False, True)])
+    plans = np.stack([trajectories._plan(rng, 120, "edit", grid, 0.0, 0.0) for grid in (True, False, True)])
     starts = np.repeat(info["pose"][None], 3, 0)
     poses, edits = trajectories._walk_editing([world], np.zeros(3, int), starts, plans)
     assert all(len(made) >= 1 for made in edits) and max(len(made) for made in edits) >= 2

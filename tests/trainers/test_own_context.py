@@ -19,7 +19,8 @@ def test_a_share_of_rows_turns_from_a_random_frame_on():
 
 
 def test_predictions_enter_only_where_allowed_and_targets_stay():
-    clips = TurningClips(batch_of(0), batch_of(0).latents, torch.zeros(3, 12, dtype=torch.bool))
+    nowhere = torch.zeros(3, 12, dtype=torch.bool)
+    clips = TurningClips(batch_of(0), batch_of(0).latents, nowhere.clone(), nowhere)
     clips.own[1, 4:] = True
     valid = torch.ones(3, 12, dtype=torch.bool)
     valid[1, 6] = False
@@ -27,6 +28,7 @@ def test_predictions_enter_only_where_allowed_and_targets_stay():
     turned = clips.context[..., 0, 0, 0]
     assert turned[1, 4:].tolist() == [1, 1, 0, 1, 1, 1, 1, 1] and turned.sum() == 7
     assert (clips.batch.latents == 0).all()
+    assert torch.equal(clips.generated, turned == 1)
 
 
 def test_ring_keeps_each_batch_for_its_rounds_and_staggers_the_groups():

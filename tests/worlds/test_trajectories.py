@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from decmem_env.conventions.actions import Action
-from decmem_env.conventions.poses import is_near
+from decmem_env.conventions.poses import is_exact, is_near
 from decmem_env.revisit.matches import match_poses
 from decmem_env.worlds import Simulator, sample_trajectories
 from decmem_env.worlds.blocks import PLACED
@@ -30,6 +30,17 @@ def test_mixed_walks_stay_what_they_were(worlds):
     walks = sample_trajectories(worlds, 120, np.random.default_rng(5))
     assert hashlib.sha256(walks.actions.tobytes()).hexdigest()[:16] == "0eb55ce9cfb152f0"
     assert all(len(edits) == 0 for edits in walks.edits)
+
+
+def test_returns_may_come_back_beside_the_way_out(worlds):
+    """A view that comes back is then near an earlier one, where it would be exact without."""
+
+    def exact_share(beside):
+        walks = sample_trajectories(worlds * 2, 200, np.random.default_rng(6), "turn_away", candidates=1, beside=beside)
+        late = range(40, 200, 5)
+        return np.mean([is_exact(poses[t], poses[: t - 10]).any() for poses in walks.poses for t in late])
+
+    assert exact_share(0.0) > exact_share(1.0) + 0.2
 
 
 @pytest.mark.parametrize("grid", [True, False])

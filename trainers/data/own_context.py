@@ -26,19 +26,22 @@ class TurningClips:
         batch: True latents, actions, cameras.
         context: [B, T, C, h, w], the true latents with the model's own in some places.
         own: bool [B, T], places that may turn.
+        generated: bool [B, T], places that have turned.
         rounds: Passes so far.
     """
 
     batch: ClipBatch
     context: Tensor
     own: Tensor
+    generated: Tensor
     rounds: int = 0
 
     @torch.no_grad()
     def take(self, predicted: Tensor, valid: Tensor) -> None:
         """Put predictions [B, T, C, h, w] into the context where `valid` [B, T] and the place may turn."""
-        chosen = (self.own & valid)[..., None, None, None]
-        self.context = torch.where(chosen, predicted.to(self.context.dtype), self.context)
+        turned = self.own & valid
+        self.context = torch.where(turned[..., None, None, None], predicted.to(self.context.dtype), self.context)
+        self.generated = self.generated | turned
 
 
 def own_places(rows: int, frames: int, share: float, device: torch.device) -> Tensor:
@@ -85,7 +88,7 @@ class ClipRing:
             batch = self._sample()
             rows, frames = batch.latents.shape[:2]
             own = own_places(rows, frames, self._share, batch.latents.device)
-            clips = self._groups[slot] = TurningClips(batch, batch.latents, own, age)
+            clips = self._groups[slot] = TurningClips(batch, batch.latents, own, torch.zeros_like(own), age)
         self._at += 1
         clips.rounds += 1
         return clips

@@ -31,6 +31,7 @@ class VoxelJob:
         edits: Share of the trajectories that break and place blocks; none in validation worlds.
         contact: Share of the others that run into walls.
         slow: Share of those off the grid that turn and walk slowly; none in validation worlds.
+        beside: Share of returns beside the way out; none in validation worlds.
     """
 
     seed: int
@@ -41,6 +42,7 @@ class VoxelJob:
     edits: float = 0.25
     contact: float = 0.0
     slow: float = 0.0
+    beside: float = 0.0
 
     def __call__(self, number: int) -> list[Episodes]:
         """Run job `number`; numbers from `VALIDATION_JOB` on give one validation world each."""
@@ -61,8 +63,8 @@ class VoxelJob:
             editing = self.edits > 0 and not validation and rng.random() < self.edits
             touching = self.contact > 0 and rng.random() < self.contact
             kind = "edit" if editing else "contact" if touching else self.kind
-            slow = 0.0 if validation else self.slow
-            walks = sample_trajectories(worlds, self.length, rng, kind=kind, grid=grid, slow=slow)
+            slow, beside = (0.0, 0.0) if validation else (self.slow, self.beside)
+            walks = sample_trajectories(worlds, self.length, rng, kind, grid, slow=slow, beside=beside)
             for i in range(len(worlds)):
                 actions[i].append(np.asarray(walks.actions[i], np.float32))
                 poses[i].append(np.asarray(walks.poses[i], np.float64))
