@@ -69,7 +69,8 @@ class DataConfig:
         pool_episodes: Encoded trajectories kept on the device (dynamics).
         min_fill: Worlds or trajectories that must be there before the first step.
         refresh_ratio: New frames encoded per frame trained (dynamics); worlds added per step at most (autoencoder).
-        splice: Share of clips made of two or three pieces of a trajectory with time gaps.
+        splice: Share of clips made of several pieces of a trajectory with time gaps.
+        pieces: Of such a clip, at most.
         aged: Share of clips whose earlier part is made older, up to two hours, than the trajectory says.
         frame_offset: Frame indices start at a random number up to this.
     """
@@ -92,6 +93,7 @@ class DataConfig:
     min_fill: int = 192
     refresh_ratio: float = 0.25
     splice: float = 0.5
+    pieces: int = 3
     aged: float = 0.5
     frame_offset: int = 4096
 
@@ -132,9 +134,10 @@ class ObjectiveConfig:
     Attributes:
         task: "autoencoder", "dynamics" or "pose".
         attention: "memory", "dense" or "window" (dynamics).
-        weight: Of a frame's velocity error: "velocity" (1), "x0" (t^2, the error of the clean latent) or "log"
-            (1 / (own error + `log_floor`), the gradient of the mean PSNR).
-        log_floor: Error of a unit-variance latent below which a frame's weight grows no more.
+        weight: Of a frame's velocity error: "velocity" (1), "x0" (t^2, the error of the clean latent), "log"
+            (1 / (own error + `log_floor`), the gradient of the mean PSNR) or "log_cells" (its geometric mean with the
+            same of each cell).
+        log_floor: Error of a unit-variance latent below which a weight grows no more.
         edit_weight: Times that cells count which show what a player broke or placed.
         pure_noise: Share of frames at flow time 1.
         time_mean: Of the logit of (1 - t) of the other frames (t = 1 is noise): below 0 favours noise.
@@ -175,7 +178,7 @@ _CHOICES = {
     "optimiser.schedule": ("cosine", "trapezoid"),
     "objective.task": ("autoencoder", "dynamics", "pose"),
     "objective.attention": ("memory", "dense", "window"),
-    "objective.weight": ("velocity", "x0", "log"),
+    "objective.weight": ("velocity", "x0", "log", "log_cells"),
 }
 
 
@@ -223,6 +226,8 @@ class TrainConfig:
             raise ConfigError(
                 f"data.frames={self.data.frames} exceeds data.episode_frames={self.data.episode_frames}: raise it"
             )
+        if self.data.pieces < 2:
+            raise ConfigError(f"data.pieces={self.data.pieces}: must be at least 2")
         for name in ("edits", "contact", "slow", "beside"):
             if not 0.0 <= getattr(self.data, name) <= 1.0:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: a share from 0 to 1")

@@ -110,7 +110,7 @@ class DynamicsTask:
             keep = objective.self_context > 0
 
             def sample() -> ClipBatch:
-                return self.pool.sample(data.batch, data.frames, data.splice, data.aged, data.frame_offset, rng)
+                return self.pool.sample(data, rng)
 
             rounds, groups = (objective.self_context_rounds, objective.self_context_groups) if keep else (1, 1)
             self._ring = ClipRing(sample, groups, rounds, objective.self_context)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from decmem_env.trainers.config import ConfigError, load_config
+from decmem_env.trainers.config import ConfigError, DataConfig, load_config
 from decmem_env.trainers.data.frames import FramePool
 from decmem_env.trainers.data.latents import LatentPool
 from decmem_env.trainers.data.splice import OLDEST, YOUNGEST, age, revisit_table, sample_clip
@@ -78,6 +78,13 @@ def test_splices_never_jump_over_a_change():
     assert gaps > 100
 
 
+def test_a_splice_may_have_many_pieces():
+    rng = np.random.default_rng(0)
+    table = revisit_table(there_and_back(512))
+    cuts = [int((np.diff(sample_clip(table, 512, 96, 1.0, rng, pieces=9)) > 1).sum()) for _ in range(200)]
+    assert max(cuts) == 8 and 0.3 < np.mean([count == 1 for count in cuts]) < 0.7
+
+
 def test_whole_clips_and_errors():
     rng = np.random.default_rng(0)
     clip = sample_clip(revisit_table(there_and_back()), 128, 64, 0.0, rng)
@@ -99,7 +106,7 @@ def test_latent_pool_is_a_ring_and_its_clips_match():
     for _ in range(3):
         pool.refresh(32)
     assert pool.added > 4 and pool.count == 4
-    batch = pool.sample(3, 8, 0.5, 0.5, 4096, np.random.default_rng(0))
+    batch = pool.sample(DataConfig(batch=3, frames=8), np.random.default_rng(0))
     assert batch.latents.shape == (3, 8, 1, 6, 10) and batch.actions.shape == (3, 8, 25)
     assert batch.projective.shape == (3, 8, 4, 4) and batch.frame_index.dtype == torch.int64
     assert (batch.latents.flatten(1).std(1) == 0).all()  # one trajectory a clip
@@ -120,7 +127,10 @@ def test_aged_clips_are_older_before_one_place_and_show_the_same():
         assert YOUNGEST <= min(gaps) < 200 and 20_000 < max(gaps) <= OLDEST
     pool = pool_of(4)
     pool.fill(4)
-    young, old = (pool.sample(3, 8, 0.5, aged, 0, np.random.default_rng(0)) for aged in (0.0, 1.0))
+    young, old = (
+        pool.sample(DataConfig(batch=3, frames=8, aged=aged, frame_offset=0), np.random.default_rng(0))
+        for aged in (0.0, 1.0)
+    )
     assert (old.frame_index[:, -1] >= YOUNGEST).all() and (young.frame_index < 32).all()
     for name in ("latents", "actions", "projective"):
         assert getattr(old, name).shape == getattr(young, name).shape

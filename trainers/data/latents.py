@@ -13,6 +13,7 @@ from torch import Tensor
 from decmem_env.conventions.actions import Action
 from decmem_env.conventions.poses import normalised_intrinsics, projective_matrices
 
+from ..config import DataConfig
 from .splice import age, revisit_table, sample_clip
 from .stream import Episodes, EpisodeStream
 from .voxel import EpisodeRenderer
@@ -135,20 +136,20 @@ class LatentPool:
         while self.allowance > 0 and (episodes := self.stream.poll()) is not None:
             self.allowance -= self._insert(episodes)
 
-    def sample(
-        self, count: int, frames: int, splice: float, aged: float, offset: int, rng: np.random.Generator
-    ) -> ClipBatch:
-        """Draw clips of `frames` frames; shares `splice` and `aged` have gaps, and earlier parts made older."""
+    def sample(self, data: DataConfig, rng: np.random.Generator) -> ClipBatch:
+        """Draw a batch of clips, with the gaps (`splice`, `pieces`), ages (`aged`) and offsets of the settings."""
+        count = data.batch
         which = rng.integers(0, self.count, count)
+        options = data.frames, data.splice, rng
         index = np.stack(
-            [sample_clip(self.tables[w], self.length, frames, splice, rng, self._changes(w)) for w in which]
+            [sample_clip(self.tables[w], self.length, *options, self._changes(w), data.pieces) for w in which]
         )
         rows = which[:, None]
         device = self.latents.device
         take = torch.from_numpy(rows * self.length + index)
         take = take.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else take
         latents, changed = self.latents.flatten(0, 1)[take], self.changed.flatten(0, 1)[take]
-        times = np.stack([age(row, rng) if rng.random() < aged else row for row in index])
-        start = rng.integers(0, offset + 1, (count, 1))
+        times = np.stack([age(row, rng) if rng.random() < data.aged else row for row in index])
+        start = rng.integers(0, data.frame_offset + 1, (count, 1))
         batch = make_batch(latents, self.actions[rows, index], self.poses[rows, index], times + start)
         return replace(batch, changed=changed)

@@ -42,6 +42,7 @@ def sample_clip(
     splice: float,
     rng: np.random.Generator,
     changes: NDArray[np.bool_] | None = None,
+    pieces: int = 3,
 ) -> NDArray[np.int64]:
     """Choose the frames of one training clip.
 
@@ -49,10 +50,11 @@ def sample_clip(
         table: `revisit_table` of the trajectory.
         length: L, frames of the trajectory.
         frames: T, frames of the clip, at most L.
-        splice: Probability of making the clip of two or three pieces with gaps.
+        splice: Probability of making the clip of several pieces with gaps.
         rng: Randomness.
         changes: bool [L], frames whose action breaks or places; no gap jumps over one, or the clip would show a world
             that changed for no reason the model can see.
+        pieces: Of a splice, at most; two are as likely as all other numbers together.
 
     Returns:
         int64 [T], strictly increasing frame numbers below L. Where possible the later pieces of a splice start
@@ -66,7 +68,8 @@ def sample_clip(
     room = length - frames
     if rng.random() >= splice or room < 2 or frames < 4:
         return np.arange(frames) + rng.integers(0, room + 1)
-    sizes = _piece_lengths(frames, 3 if frames >= 12 and rng.random() < 0.4 else 2, rng)
+    most = min(pieces, frames // 4)
+    sizes = _piece_lengths(frames, int(rng.integers(3, most + 1)) if most > 2 and rng.random() < 0.5 else 2, rng)
     # The first piece starts early enough that gaps of every length remain possible.
     start = int(rng.integers(0, max(room // 2, 1)))
     chosen = [np.arange(start, start + sizes[0])]
