@@ -15,9 +15,12 @@ from torch import Tensor
 
 from .naive import MAX_SCORES, score_chunks, select_blocks_naive
 
-# Many rows: a warp each, so that most of them run at once. Few rows (an interactive step): four warps each, eight for
-# more keys than TINY, sixteen for more than SHORT.
+# Many rows: a warp each, so that most of them run at once. Few rows (an interactive step): ROW_WARPS each, the more
+# keys the more.
 MANY_ROWS, TINY, SHORT, LONG = 8192, 1024, 4096, 16384
+ROW_WARPS = (4, 8, 16)
+# Key blocks of a program of scores, channels that it multiplies at a time, warps, steps in flight.
+SCORE_KEYS, SCORE_STEP, SCORE_WARPS, SCORE_STAGES = 64, 32, 8, 3
 # Counts of keys are packed in fields of 21 bits.
 MAX_KEYS = 2**21 - 1
 _LOWEST = tl.constexpr(-(2**31))
@@ -37,33 +40,34 @@ def _ordered_keys(row_ptr, start, limit, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _reached(key, bound, step):
-    """How many keys reach ``bound``, ``bound + step`` and ``bound + 2 * step``, in fields of 21 bits."""
-    packed = (key >= bound).to(tl.int64)
-    packed += (key >= bound + step).to(tl.int64) << 21
-    packed += (key >= bound + 2 * step).to(tl.int64) << 42
+def _reached(key, low, middle, high):
+    """How many keys reach each of three bounds, in fields of 21 bits."""
+    one = tl.full([], 1, tl.int64)
+    packed = tl.where(key >= low, one, 0) + tl.where(key >= middle, one << 21, 0) + tl.where(key >= high, one << 42, 0)
     return tl.sum(packed, 0)
 
 
 @triton.jit
-def _count(kept, row_ptr, low, limit, bound, step, CHUNK: tl.constexpr):
+def _count(kept, row_ptr, first, limit, low, middle, high, CHUNK: tl.constexpr):
     """``_reached`` of a whole row."""
-    packed = _reached(kept, bound, step)
-    for start in range(low + CHUNK, limit, CHUNK):
+    packed = _reached(kept, low, middle, high)
+    for start in range(first + CHUNK, limit, CHUNK):
         key, _ = _ordered_keys(row_ptr, start, limit, CHUNK)
-        packed += _reached(key, bound, step)
+        packed += _reached(key, low, middle, high)
     return (packed & _FIELD).to(tl.int32), ((packed >> 21) & _FIELD).to(tl.int32), (packed >> 42).to(tl.int32)
 
 
 @triton.jit
 def _take(key, index, threshold, ties, taken, tied, list_ptr):
     """Store the indices of a chunk that are above the threshold, and of those at it as long as ``ties`` lasts."""
-    equal = (key == threshold).to(tl.int32)
-    rank = tied + tl.cumsum(equal, 0)
-    take = (key > threshold) | ((equal > 0) & (rank <= ties))
+    take = key > threshold
+    if ties > 0:
+        equal = (key == threshold).to(tl.int32)
+        take = take | ((equal > 0) & (tied + tl.cumsum(equal, 0) <= ties))
+        tied += tl.sum(equal, 0)
     place = taken + tl.cumsum(take.to(tl.int32), 0) - 1
     tl.store(list_ptr + place, index, mask=take)
-    return taken + tl.sum(take.to(tl.int32), 0), tied + tl.sum(equal, 0)
+    return taken + tl.sum(take.to(tl.int32), 0), tied
 
 
 @triton.jit(
@@ -72,20 +76,27 @@ def _take(key, index, threshold, ties, taken, tied, list_ptr):
 )
 def score_kernel(
     q_ptr, k_ptr, scores_ptr, heads, queries, num_keys, q_sb, q_sh, q_sn, k_sb, k_sh, k_sn,
-    D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, STEP: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: scores of ``ROWS`` query blocks and ``KEYS`` key blocks of one (batch, head)."""
     plane = tl.program_id(1).to(tl.int64)
     batch, head = plane // heads, plane % heads
     row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     key = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
-    channel = tl.arange(0, D_PAD)
-    within = (channel < D)[None, :]
-    q = q_ptr + batch * q_sb + head * q_sh + row.to(tl.int64)[:, None] * q_sn + channel[None, :]
-    k = k_ptr + batch * k_sb + head * k_sh + key.to(tl.int64)[:, None] * k_sn + channel[None, :]
-    q = tl.load(q, mask=(row < queries)[:, None] & within, other=0.0).to(tl.float32)
-    k = tl.load(k, mask=(key < num_keys)[:, None] & within, other=0.0).to(tl.float32)
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    # Strides that are known to be multiples of 4 make loads of 16 bytes.
+    q_ptr += (batch * q_sb + head * q_sh) * UNIT
+    k_ptr += (batch * k_sb + head * k_sh) * UNIT
+    scores = tl.zeros([ROWS, KEYS], tl.float32)
+    # Some channels at a time: so few registers that all programs of a short history run at once.
+    for start in range(0, D, STEP):
+        channel = start + tl.arange(0, STEP)
+        within = (channel < D)[None, :]
+        q = q_ptr + row.to(tl.int64)[:, None] * (q_sn * UNIT) + channel[None, :]
+        k = k_ptr + key.to(tl.int64)[:, None] * (k_sn * UNIT) + channel[None, :]
+        q = tl.load(q, mask=(row < queries)[:, None] & within, other=0.0).to(tl.float32)
+        k = tl.load(k, mask=(key < num_keys)[:, None] & within, other=0.0).to(tl.float32)
+        scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
     to = scores_ptr + (plane * queries + row)[:, None] * num_keys + key[None, :]
     tl.store(to, scores, mask=(row < queries)[:, None] & (key < num_keys)[None, :])
 
@@ -115,32 +126,47 @@ def select_kernel(
     for start in range(low + CHUNK, limit, CHUNK):
         key, index = _ordered_keys(row_ptr, start, limit, CHUNK)
         best = tl.maximum(best, tl.max(key, 0))
-    # Of all allowed keys, how many are not negative.
-    allowed, reached, _ = _count(kept, row_ptr, low, limit, _LOWEST + 1, 2**31 - 1, CHUNK)
-    count = tl.minimum(k, allowed)
-
     # Up to k allowed blocks: all lie above the threshold. Else the largest threshold that k keys reach.
     threshold = tl.full([], _LOWEST, tl.int32)
+    allowed, _, _ = _count(kept, row_ptr, low, limit, _LOWEST + 1, _LOWEST + 1, _LOWEST + 1, CHUNK)
+    count = tl.minimum(k, allowed)
     above = count
     if allowed > k:
-        threshold = tl.where(reached >= k, 0, threshold)
-        step = tl.full([], 1 << 29, tl.int32)
+        # First down to a 16th of the best score, if that is positive: the k best of thousands are seldom less.
+        step = tl.full([], 1 << 21, tl.int32)
+        high = tl.maximum(best, 1 << 26) - ((1 << 23) - 1)
+        middle, lowest = high - (1 << 23), high - (3 << 23)
+        one, two, three = _count(kept, row_ptr, low, limit, lowest, middle, high, CHUNK)
+        reached = tl.where(three >= k, three, tl.where(two >= k, two, one))
+        threshold = tl.where(three >= k, high, tl.where(two >= k, middle, lowest))
+        step = tl.where(two >= k, step, step << 1)
+        if one < k:
+            reached, _, _ = _count(kept, row_ptr, low, limit, 0, 0, 0, CHUNK)
+            threshold = tl.where(reached >= k, 0, _LOWEST)
+            step = tl.full([], 1 << 29, tl.int32)
+        step = tl.where(reached == k, 0, step)
+        # At least k keys reach the threshold, fewer than k a threshold of four steps more.
         while step > 0:
             following = tl.where(step == 2, 1, step >> 2)
             if threshold + step <= best:
-                one, two, three = _count(kept, row_ptr, low, limit, threshold + step, step, CHUNK)
+                at = threshold + step
+                one, two, three = _count(kept, row_ptr, low, limit, at, at + step, at + 2 * step, CHUNK)
                 more = (one >= k).to(tl.int32) + (two >= k).to(tl.int32) + (three >= k).to(tl.int32)
                 threshold += more * step
-                reached = tl.where(more == 3, three, tl.where(more == 2, two, one))
+                reached = tl.where(more == 3, three, tl.where(more == 2, two, tl.where(more == 1, one, reached)))
                 # Exactly k keys: lower bits would not change which.
-                following = tl.where((more > 0) & (reached == k), 0, following)
+                following = tl.where(reached == k, 0, following)
             step = following
-        above, _, _ = _count(kept, row_ptr, low, limit, threshold + 1, 0, CHUNK)
+        if reached == k:
+            threshold -= 1
+        else:
+            above, _, _ = _count(kept, row_ptr, low, limit, threshold + 1, threshold + 1, threshold + 1, CHUNK)
     ties = count - above
 
     out_row = plane * out_queries + out_first + query
     list_ptr = lists_ptr + out_row * k
-    taken, tied = _take(kept, kept_index, threshold, ties, 0, 0, list_ptr)
+    none = tl.full([], 0, tl.int32)
+    taken, tied = _take(kept, kept_index, threshold, ties, none, none, list_ptr)
     for start in range(low + CHUNK, limit, CHUNK):
         key, index = _ordered_keys(row_ptr, start, limit, CHUNK)
         taken, tied = _take(key, index, threshold, ties, taken, tied, list_ptr)
@@ -186,7 +212,11 @@ def select_blocks_triton(
         if rows >= MANY_ROWS:
             chunk, warps = 1024, 1
         else:
-            chunk, warps = (TINY, 4) if num_keys <= TINY else (SHORT, 8) if num_keys <= SHORT else (LONG, 16)
+            chunk, warps = next(
+                (chunk, warps)
+                for chunk, warps in zip((TINY, SHORT, LONG), ROW_WARPS, strict=True)
+                if num_keys <= chunk or chunk == LONG
+            )
         select_kernel[(rows,)](
             scores, limit, bound, lists, counts, heads, scores.shape[2], num_keys, k,
             num_queries if limit.shape[0] > 1 else 0, num_queries if bound.shape[0] > 1 else 0, num_queries, part.start,
@@ -201,11 +231,12 @@ def _scores(q_pooled: Tensor, k_pooled: Tensor) -> Tensor:
     batch, heads, num_queries, dim = q_pooled.shape
     num_keys = k_pooled.shape[2]
     scores = torch.empty((batch, heads, num_queries, num_keys), dtype=torch.float32, device=q_pooled.device)
+    strides = [*q_pooled.stride()[:3], k_pooled.stride(0) if k_pooled.shape[0] > 1 else 0, *k_pooled.stride()[1:3]]
+    unit = 1 if any(stride % 4 for stride in strides) else 4
     exact = torch.get_float32_matmul_precision() == "highest"
-    score_kernel[(triton.cdiv(num_keys, 64), batch * heads, triton.cdiv(num_queries, 32))](
-        q_pooled, k_pooled, scores, heads, num_queries, num_keys, *q_pooled.stride()[:3],
-        k_pooled.stride(0) if k_pooled.shape[0] > 1 else 0, *k_pooled.stride()[1:3],
-        D=dim, D_PAD=max(16, triton.next_power_of_2(dim)), ROWS=32, KEYS=64,
-        PRECISION="tf32x3" if exact else "tf32", num_warps=4,
+    score_kernel[(triton.cdiv(num_keys, SCORE_KEYS), batch * heads, triton.cdiv(num_queries, 32))](
+        q_pooled, k_pooled, scores, heads, num_queries, num_keys, *(stride // unit for stride in strides),
+        D=dim, UNIT=unit, STEP=min(SCORE_STEP, max(16, triton.next_power_of_2(dim))), ROWS=32, KEYS=SCORE_KEYS,
+        PRECISION="tf32x3" if exact else "tf32", num_warps=SCORE_WARPS, num_stages=SCORE_STAGES,
     )  # fmt: skip
     return scores

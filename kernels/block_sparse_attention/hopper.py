@@ -73,7 +73,7 @@ def _names(plan: AnyPlan) -> tuple[str, ...]:
     if isinstance(plan, ColumnsPlan):
         return "forward_columns", "combine"
     if isinstance(plan, GradientsPlan):
-        return "gradients", "prepare", "invert"
+        return "gradients", "prepare", "invert", "sums"
     return ("query_gradient", "add") if plan.gradient else ("forward", "combine")
 
 
@@ -285,7 +285,10 @@ def gradients(
     device = q.device.index or 0
     grad_lse = grad_lse.contiguous()
     rows = torch.empty((batch, heads, tokens, 2), dtype=torch.float32, device=q.device)
-    grad_q = torch.empty(q.shape if plan.query else 1, dtype=torch.float32, device=q.device)
+    count = batch * heads * tokens
+    places = count // plan.q_block * plan.sum_rows
+    sums = torch.empty((places, 128) if plan.query else 1, dtype=torch.float32, device=q.device)
+    grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device) if plan.query else None
     grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=q.device) for x in (k, v))
     counter = torch.empty(1, dtype=torch.int32, device=q.device)
     items = key_batch * heads * kv_blocks
@@ -296,10 +299,10 @@ def gradients(
         kernels = _kernels(plan, device)
         if kernels is None:
             raise cuda_driver.CudaError(f"the Hopper kernel for {plan} could not be built")
-        pointers = [ctypes.c_void_p(x.data_ptr()) for x in (out, grad_out, lse, grad_lse, rows, grad_q, counter)]
-        count = batch * heads * tokens
-        cuda_driver.launch(kernels[1], -(-count // 4), 128, 0, *pointers, ctypes.c_int(count))
-        tensors = (inverse.offsets, inverse.entries, sizes, rows, grad_q, grad_k, grad_v, counter)
+        pointers = [ctypes.c_void_p(x.data_ptr()) for x in (out, grad_out, lse, grad_lse, rows, sums, counter)]
+        numbers = [ctypes.c_int(count), ctypes.c_int(places)]
+        cuda_driver.launch(kernels[1], -(-max(count, places) // 4), 128, 0, *pointers, *numbers)
+        tensors = (inverse.offsets, inverse.entries, sizes, rows, sums, grad_k, grad_v, counter)
         fields = struct.pack(
             "<8Q8if", *(x.data_ptr() for x in tensors), heads, tokens // plan.q_block, kv_blocks, key_batch,
             lists.shape[0], lists.shape[1], batch // key_batch, fetch, scale,
@@ -308,7 +311,11 @@ def gradients(
         maps += [(x, plan.kv_block, plan.piece_rows) for x in (k, v, grad_k, grad_v)]
         argument = cuda_driver.struct_arguments(maps, fields)
         cuda_driver.launch(kernels[0], _programs(device), 384, plan.shared_bytes, argument)
-    return grad_q.to(q.dtype) if plan.query else None, grad_k, grad_v
+        if grad_q is not None:
+            pointers = [ctypes.c_void_p(x.data_ptr()) for x in (sums, grad_q)]
+            arguments = (*pointers, ctypes.c_float(scale), ctypes.c_int(count))
+            cuda_driver.launch(kernels[3], -(-count // 32), 256, 0, *arguments)
+    return grad_q, grad_k, grad_v
 
 
 def _launch(

@@ -4,10 +4,13 @@
 // Defined from outside: LAST columns of the last piece; QUERY_GRADIENT, 0 where another kernel computes dQ, in an order
 // that is always the same.
 
+// Groups of channels of dQ that are added before the next products need registers.
+constexpr int BESIDE = 5;
+
 struct Consumer {
     PairRing ring;
     float scale, scale2, lse2[2], delta[2];
-    int group, lane, warp, token[2];                // warp: of the group's four
+    int group, lane, warp, strip[2];                // warp: of the group's four
 
     // dV^T += dO^T P and dK^T += Q^T dS of a pair of chunks or one, half of the channels each warpgroup.
     template <int N, int COUNT>
@@ -36,27 +39,32 @@ struct Consumer {
         for (int r = 0; r < 2; r++) {
             const int row = warp * 16 + lane / 4 + 8 * r, part = row / STRIP, place = slot * SPC + min(part, SPC - 1);
             const bool ok = part < SPC && row % STRIP < sh.valid[place];
-            token[r] = ok ? sh.first_token[place] + row % STRIP : -1;
-            const float2 x = ok ? a.rows[token[r]] : make_float2(-MINUS_INFINITY, 0.0f);
+            strip[r] = ok ? sh.strip[place] : -1;
+            const float2 x = ok ? a.rows[sh.first_token[place] + row % STRIP] : make_float2(-MINUS_INFINITY, 0.0f);
             lse2[r] = x.x;
             delta[r] = x.y;
         }
     }
 
-    __device__ __forceinline__ void add_queries(const Arguments& a, const float (&dq)[64]) const {
+    // Adds groups of channels of the rows that strips `of` cover.
+    template <int FIRST, int LAST_GROUP>
+    __device__ __forceinline__ void add_queries(const Arguments& a, const float (&dq)[64], const int (&of)[2]) const {
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            if (token[r] < 0) continue;
-            float* to = a.grad_q + (i64)token[r] * 128 + 2 * (lane & 3);
+        for (int r = 0; QUERY_GRADIENT && r < 2; r++) {
+            if (of[r] < 0) continue;
+            float* to = a.grad_q + Sums::place(of[r], (warp * 16 + lane / 4 + 8 * r) % STRIP) + 4 * (lane & 3);
 #pragma unroll
-            for (int j = 0; j < 16; j++) add_global(to + 8 * j, dq[4 * j + 2 * r] * scale, dq[4 * j + 2 * r + 1] * scale);
+            for (int g = FIRST; g < LAST_GROUP; g++) {
+                const int c = 8 * g + 2 * r;
+                add_global(to + g * Sums::GROUP, dq[c], dq[c + 1], dq[c + 4], dq[c + 5]);
+            }
         }
     }
 
     template <int N> __device__ __forceinline__ void run_tile(const Arguments& a, const Shared& sh) {
         const int item = sh.tile[0], piece = sh.tile[1], chunks = sh.tile[2], keys = sh.tile[3];
         const int pairs = (chunks + 1) / 2, own = (chunks + 1 - group) / 2;
-        float dk[N / 2], dv[N / 2], s[N / 2], dp[N / 2];
+        float dk[N / 2], dv[N / 2], s[N / 2], dp[N / 2], dq[64];
 #pragma unroll
         for (int i = 0; i < N / 2; i++) dk[i] = dv[i] = 0.0f;
         barrier_wait(sh.full + 8 * (ring.slot + group), ring.phase);
@@ -96,7 +104,6 @@ struct Consumer {
                 ds[2 * j + 1] = pack(dp[4 * j + 2], dp[4 * j + 3]);
             }
             if constexpr (N % 16) ds[N / 4] = ds[N / 4 + 1] = 0;
-            float dq[64];
             if constexpr (QUERY_GRADIENT) {
                 const u64 k = descriptor(sh.k, PIECE_HALF, 1024);
 #pragma unroll
@@ -121,29 +128,32 @@ struct Consumer {
                 pin(dq);
             }
             ring.advance();
-            if (i + 1 == own) {
-                if constexpr (QUERY_GRADIENT) add_queries(a, dq);
-                break;
-            }
+            if (i + 1 == own) break;
             const int next = ring.slot + group;
             barrier_wait(sh.full + 8 * next, ring.phase);
             wgmma_fence();
             multiply_rows<N, PIECE>(s, sh.q + next * CHUNK, sh.k);
             wgmma_commit();
-            if constexpr (QUERY_GRADIENT) add_queries(a, dq);
-            look_up(a, sh, next);
             // The weights of both warpgroups are there.
             pair_sync();
+            // Additions take as long as products: most of them beside these, the rest beside those that follow.
+            const int of[2] = {strip[0], strip[1]};
+            look_up(a, sh, next);
+            add_queries<0, BESIDE>(a, dq, of);
             wgmma_fence();
             multiply_rows<N, PIECE>(dp, sh.g + next * CHUNK, sh.v);
             wgmma_commit();
             add_keys<N, 2>(sh, slot, dk, dv);
+            add_queries<BESIDE, Sums::GROUPS>(a, dq, of);
             wgmma_wait<1>();
         }
+        __syncwarp();
+        if (lane == 0) barrier_arrive(sh.tile_empty);
         if (own < pairs) {
             // The last pair has no chunk for this warpgroup; no query block fits in one chunk, so there is one before.
             pair_sync();
             add_keys<N, 2>(sh, slot, dk, dv);
+            add_queries<0, Sums::GROUPS>(a, dq, strip);
             wgmma_wait<0>();
             pin(dk);
             pin(dv);
@@ -152,16 +162,16 @@ struct Consumer {
             pair_sync();
             ring.advance();
         }
-        __syncwarp();
-        if (lane == 0) barrier_arrive(sh.tile_empty);
         pair_sync();
         if (chunks % 2) {
             add_keys<N, 1>(sh, slot, dk, dv);
+            if (own == pairs) add_queries<0, Sums::GROUPS>(a, dq, strip);
             wgmma_wait<0>();
             pin(dk);
             pin(dv);
         } else {
             add_keys<N, 2>(sh, slot, dk, dv);
+            add_queries<0, Sums::GROUPS>(a, dq, strip);
             wgmma_wait<0>();
             pin(dk);
             pin(dv);
@@ -210,7 +220,7 @@ struct Consumer {
 extern "C" __global__ void __launch_bounds__(384, 1) block_sparse_gradients(const __grid_constant__ Arguments a) {
     DYNAMIC_SHARED(memory);
     STATIC_SHARED(u64, barriers, 3 + 2 * STAGES);
-    STATIC_SHARED(int, numbers, 4 + 2 * STAGES * SPC);
+    STATIC_SHARED(int, numbers, 4 + 3 * STAGES * SPC);
     Shared sh;
     sh.q = (shared_address(memory) + 1023) & ~1023u;
     sh.g = sh.q + STAGES * CHUNK;
@@ -226,6 +236,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) block_sparse_gradients(cons
     sh.tile = numbers;
     sh.valid = numbers + 4;
     sh.first_token = sh.valid + STAGES * SPC;
+    sh.strip = sh.first_token + STAGES * SPC;
     if (threadIdx.x == 0) {
         barrier_init(sh.tile_full, 1);
         barrier_init(sh.tile_empty, 8);

@@ -1,4 +1,4 @@
-// How the kernel of hopper_gradients.cu, which follows, finds its work and fills shared memory; after hopper_strips.cu.
+// How the kernel of hopper_gradients.cu, which follows, finds its work and fills shared memory; after hopper_sums.cu.
 // Defined from outside: KV_BLOCK; PIECE rows of a piece of a key block (a multiple of 16), PIECES of a block.
 
 constexpr int PIECE_HALF = PIECE * 128, PIECE_BYTES = 2 * PIECE_HALF, WEIGHTS = PIECE * 128;
@@ -10,7 +10,7 @@ struct Arguments {
     const int* entries;       //     entries[offsets[i]] to entries[offsets[i + 1]]
     const int* sizes;
     const float2* rows;       // [batch * heads * q_blocks * Q_BLOCK]: log-sum-exp in base 2, delta; of prepare
-    float* grad_q;            // like q, in fp32, zero at first
+    float* grad_q;            // zero at first; of hopper_sums.cu, times 1 / scale
     unsigned short *grad_k, *grad_v;
     int* counter;             // 0 at first
     int heads, q_blocks, kv_blocks, key_batch, list_batch, list_heads, repeats, fetch;
@@ -19,7 +19,7 @@ struct Arguments {
 
 struct Shared {
     u32 k, v, q, g, p, ds, tile_full, tile_empty, tile_ready, full, empty;
-    int *first_token, *valid; // [STAGES][SPC] of a strip
+    int *first_token, *valid, *strip; // [STAGES][SPC] of a strip: its first row, rows, number over all query blocks
     int* tile;                // key block over all heads (-1: there are no more), piece, chunks, valid keys
 };
 
@@ -74,6 +74,12 @@ __device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
             if (n == 0) continue;
             const Lists lists(a, item);
             const int size = HAS_SIZES ? min(max(a.sizes[lists.block], 0), KV_BLOCK) : KV_BLOCK;
+            const int key_batch = lists.batch / a.repeats;
+            // The keys before are still in use.
+            for (int t = lane; t < 2 * PIECES; t += 32) {
+                prefetch_tile(&a.k, t % 2 * 64, t / 2 * PIECE, lists.block, lists.head, key_batch);
+                prefetch_tile(&a.v, t % 2 * 64, t / 2 * PIECE, lists.block, lists.head, key_batch);
+            }
 #pragma unroll 1
             for (int t = 0; t < PIECES; t++) {
                 barrier_wait(sh.tile_empty, tile_phase);
@@ -84,7 +90,6 @@ __device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
                     sh.tile[2] = chunks;
                     sh.tile[3] = size - t * PIECE;
                     barrier_expect(sh.tile_full, 2 * PIECE_BYTES);
-                    const int key_batch = lists.batch / a.repeats;
                     for (int h = 0; h < 2; h++) {
                         copy_tile(sh.k + h * PIECE_HALF, &a.k, sh.tile_full, 64 * h, t * PIECE, lists.block, lists.head, key_batch);
                         copy_tile(sh.v + h * PIECE_HALF, &a.v, sh.tile_full, 64 * h, t * PIECE, lists.block, lists.head, key_batch);
@@ -93,11 +98,13 @@ __device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
                 for (int base = 0; base < slots; base += BATCH) {
                     const int strip = base * SPC + lane, index = strip / STRIPS, row = strip % STRIPS * STRIP;
                     // Past the end of the tensor, which reads as zeros.
-                    int block = a.q_blocks, batch = 0, valid = 0, token = 0;
+                    int block = a.q_blocks, batch = 0, valid = 0, token = 0, number = 0;
                     if (index < n) {
                         block = lists.entry(index, batch);
                         valid = STREAM_BLOCK - row;
-                        token = ((batch * a.heads + lists.head) * a.q_blocks + block) * STREAM_BLOCK + row;
+                        const int of_all = (batch * a.heads + lists.head) * a.q_blocks + block;
+                        token = of_all * STREAM_BLOCK + row;
+                        number = of_all * STRIPS + strip % STRIPS;
                     }
                     const int many = min(BATCH, slots - base);
 #pragma unroll 1
@@ -110,6 +117,7 @@ __device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
                         if (mine) {
                             sh.valid[ring.slot * SPC + part] = valid;
                             sh.first_token[ring.slot * SPC + part] = token;
+                            sh.strip[ring.slot * SPC + part] = number;
                         }
                         __syncwarp();
                         if (lane == 0) barrier_expect(full, there ? 2 * COPIED : 0);

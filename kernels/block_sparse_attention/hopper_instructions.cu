@@ -32,6 +32,12 @@ __device__ __forceinline__ void copy_tile(
         "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], [%2];"
         ::"r"(to), "l"(map), "r"(bar), "r"(channel), "r"(row), "r"(block), "r"(head), "r"(batch) : "memory");
 }
+// Brings a tile that copy_tile reads later to the L2 cache.
+__device__ __forceinline__ void prefetch_tile(const TensorMap* map, int channel, int row, int block, int head, int batch) {
+    asm volatile(
+        "cp.async.bulk.prefetch.tensor.5d.L2.global [%0, {%1, %2, %3, %4, %5}];"
+        ::"l"(map), "r"(channel), "r"(row), "r"(block), "r"(head), "r"(batch) : "memory");
+}
 // Rows past the end of their block are not written.
 __device__ __forceinline__ void store_tile(
     const TensorMap* map, u32 from, int channel, int row, int block, int head, int batch) {
@@ -87,8 +93,8 @@ __device__ __forceinline__ void store_transposed(u32 to, u32 a, u32 b, u32 c, u3
 __device__ __forceinline__ void store_transposed(u32 to, u32 a, u32 b) {
     asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(a), "r"(b) : "memory");
 }
-__device__ __forceinline__ void add_global(float* to, float x, float y) {
-    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x), "f"(y) : "memory");
+__device__ __forceinline__ void add_global(float* to, float x, float y, float z, float w) {
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
 }
 __device__ __forceinline__ uint4 load_shared(u32 from) {
     uint4 x;

@@ -143,6 +143,11 @@ class GradientsPlan(NamedTuple):
         return -(-(self.kv_block - (self.pieces - 1) * self.piece_rows) // 8) * 8
 
     @property
+    def sum_rows(self) -> int:
+        """Rows of sums of a query block's gradient: all of its strips, whole."""
+        return -(-self.q_block // self.strip) * self.strip
+
+    @property
     def stages(self) -> int:
         """Chunks of queries, and of the output's gradient, in flight."""
         return 4
@@ -266,7 +271,7 @@ def kernel_files(plan: AnyPlan) -> list[str]:
         return ["hopper_tiles.cu", "hopper_schedule.cu", "hopper_strips.cu", *kernels]
     if isinstance(plan, GradientsPlan):
         kernels = ["hopper_gradients_copy.cu", "hopper_gradients.cu", "hopper_prepare.cu", "hopper_invert.cu"]
-        return ["hopper_tiles.cu", "hopper_strips.cu", *kernels]
+        return ["hopper_tiles.cu", "hopper_strips.cu", "hopper_sums.cu", *kernels]
     kernels = ["hopper_query_gradient.cu"] if plan.gradient else ["hopper_forward.cu", "hopper_combine.cu"]
     return ["hopper_tiles.cu", "hopper_schedule.cu", "hopper_common.cu", *kernels]
 

@@ -40,9 +40,11 @@ static int atomicAdd(int* p, int x) {
     *p += x;
     return *p - x;
 }
-static void add_global(float* to, float x, float y) {
+static void add_global(float* to, float x, float y, float z, float w) {
     to[0] += x;
     to[1] += y;
+    to[2] += z;
+    to[3] += w;
 }
 static float low(u32 x) { return __int_as_float(x << 16); }
 static float high(u32 x) { return __int_as_float(x & 0xffff0000u); }
@@ -198,6 +200,7 @@ static void store_tile(const TensorMap* map, u32 from, int channel, int row, int
         }
     }
 }
+static void prefetch_tile(const TensorMap*, int, int, int, int, int) {}
 static void commit_stores() {}
 static void wait_stores_read() {}
 static void wait_stores() {}

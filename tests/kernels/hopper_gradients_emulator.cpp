@@ -2,7 +2,8 @@
 static Arguments arguments;
 static const uint16_t *given_out, *given_grad;
 static const float *given_lse, *given_grad_lse;
-static int count;
+static int count, places;
+static uint16_t* grad_q;
 static void program() { block_sparse_gradients(arguments); }
 static const int *given_lists, *given_counts;
 static int length;
@@ -15,8 +16,9 @@ static void invert() {
 }
 static void prepare() {
     auto& a = arguments;
-    block_sparse_prepare(given_out, given_grad, given_lse, given_grad_lse, (float2*)a.rows, a.grad_q, a.counter, count);
+    block_sparse_prepare(given_out, given_grad, given_lse, given_grad_lse, (float2*)a.rows, a.grad_q, a.counter, count, places);
 }
+static void bring_home() { block_sparse_sums(arguments.grad_q, grad_q, arguments.scale, count); }
 
 template <class T> static std::vector<T> read(size_t count) {
     std::vector<T> x(count + 64);
@@ -37,7 +39,9 @@ int main() {
     auto lists = read<int>(lists_size), counts = read<int>(lists_size / n[4]), sizes = read<int>(kv_blocks);
     std::vector<i64> offsets((size_t)n[8] * n[9] * kv_blocks + 1, -1);
     std::vector<int> entries(lists_size, -1);
-    std::vector<float> grad_q(queries * 128, NAN);
+    const size_t blocks = (size_t)batch * heads * q_blocks;
+    std::vector<float> sums(blocks * STRIPS * STRIP * 128 + 4, NAN);
+    std::vector<uint16_t> home(queries * 128 + 8, 0x7fc0);
     std::vector<float2> rows(queries);
     std::vector<uint16_t> grad_k(keys * 128, 0x7fc0), grad_v(keys * 128, 0x7fc0);
     int counter = 7;
@@ -57,7 +61,9 @@ int main() {
     a.entries = entries.data();
     a.sizes = sizes.data();
     a.rows = rows.data();
-    a.grad_q = grad_q.data();
+    // As the copies of 16 bytes need it.
+    a.grad_q = (float*)(((u64)sums.data() + 15) & ~(u64)15);
+    grad_q = (uint16_t*)(((u64)home.data() + 15) & ~(u64)15);
     a.grad_k = grad_k.data();
     a.grad_v = grad_v.data();
     a.counter = &counter;
@@ -75,8 +81,9 @@ int main() {
     given_lse = lse.data();
     given_grad_lse = grad_lse.data();
     count = (int)queries;
+    places = (int)(blocks * STRIPS * STRIP);
     blockDim.x = 128;
-    for (blockIdx.x = 0; blockIdx.x * 4 < queries; blockIdx.x++)
+    for (blockIdx.x = 0; blockIdx.x * 4 < places; blockIdx.x++)
         emulator::run_program(128, prepare);
     given_lists = lists.data();
     given_counts = counts.data();
@@ -85,7 +92,8 @@ int main() {
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++) emulator::run_program(1024, invert);
     gridDim.x = programs;
     for (blockIdx.x = 0; blockIdx.x < programs; blockIdx.x++) emulator::run_program(384, program);
-    fwrite(grad_q.data(), 4, grad_q.size(), stdout);
+    for (blockIdx.x = 0; blockIdx.x * 16 < count; blockIdx.x++) emulator::run_program(128, bring_home);
+    fwrite(grad_q, 2, queries * 128, stdout);
     fwrite(grad_k.data(), 2, grad_k.size(), stdout);
     fwrite(grad_v.data(), 2, grad_v.size(), stdout);
     fwrite(offsets.data(), 8, offsets.size(), stdout);

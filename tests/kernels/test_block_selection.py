@@ -88,6 +88,34 @@ def test_ties_go_to_the_lowest_index(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["negative", "wide", "small", "few values", "equal", "one above"])
+def test_finds_the_threshold_wherever_it_is(kind, device):
+    rng = torch.Generator().manual_seed(7)
+    scores = torch.randn(300, generator=rng)
+    scores = (
+        {
+            "negative": -scores.abs() - 1.0,
+            "wide": (scores * 20.0).exp() * scores.sign(),
+            "small": scores * 1e-37,
+            "few values": scores.round(),
+            "equal": torch.full_like(scores, 0.75),
+            "one above": torch.cat([torch.full((299,), -2.0), torch.tensor([3.0])]),
+        }[kind]
+        .bfloat16()
+        .float()
+    )  # exact in any precision of the products
+    q = torch.zeros(1, 1, 1, 16)
+    q[..., 0] = 1.0
+    k = torch.zeros(1, 1, 300, 16)
+    k[..., 0] = scores
+    limit = torch.tensor([[300]], dtype=torch.int32, device=device)
+    for count in (1, 2, 80, 299):
+        lists, _ = select_blocks(q.to(device), k.to(device), count, limit, backend="triton")
+        best = torch.sort(scores, descending=True, stable=True).indices[:count].sort().values
+        assert lists.flatten().tolist() == best.tolist()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_extreme_scores(device):
     k = torch.tensor([1e38, -1e38, math.nan, 1e-45, -math.inf, 0.0, 5.0], device=device).view(1, 1, 7, 1)
     q = torch.ones(1, 1, 1, 1, device=device)
