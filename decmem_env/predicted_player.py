@@ -165,7 +165,7 @@ class PredictedPlayers:
         angles = torch.from_numpy(inside[:, 3:].astype(np.float32)).to(self.device)
         climb = torch.tensor([player.climb for player in players], dtype=torch.float32, device=self.device)
         with torch.inference_mode():
-            features = self.predictor.read(latents.to(self.device, torch.float32))
+            features = self.predictor.read(latents.to(self.device, torch.float32), inner, angles)
             asked = self.predictor.asked(inner, angles)
             valid, chosen = asked.byte().topk(int(asked.sum(-1).max()), -1)
             columns = self._columns[chosen]
@@ -175,7 +175,8 @@ class PredictedPlayers:
                 [p.known[x[i, ..., None], z[i, ..., None], y[i, ..., 0, :]] for i, p in enumerate(players)]
             )
             known = torch.from_numpy(before).to(self.device, torch.float32)
-            after = self.predictor.update(features, columns, inner, angles, climb, known).cpu().numpy()
+            seen = self.predictor.sight(features, columns, inner, angles, climb)
+            after = self.predictor.update(seen, known).cpu().numpy()
         for i, player in enumerate(players):
             picked = valid[i].cpu().numpy() > 0
             place = np.broadcast_arrays(x[i, picked, :1], y[i, :, 0, 0], z[i, picked, :1])
