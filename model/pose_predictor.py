@@ -140,7 +140,7 @@ class PosePredictor(nn.Module):
             nn.SiLU(),
             nn.Linear(config.hidden, config.hidden),
             nn.SiLU(),
-            nn.Linear(config.hidden, LAYERS * CLASSES),
+            nn.Linear(config.hidden, LAYERS * (CLASSES + 1)),
         )
 
     def read(self, latents: Tensor, inner: Tensor, angles: Tensor) -> Tensor:
@@ -218,8 +218,11 @@ class PosePredictor(nn.Module):
         """
         solid = known[:, :, 1:, :, SOLID] - known[:, :, 1:, :, AIR]
         belief = self.belief(torch.cat([known[:, :, 0].flatten(2) / 3.0, solid.flatten(2) / 6.0], -1))
-        change = self.decide(seen + belief).float().unflatten(-1, (LAYERS, CLASSES))
-        logits = known[:, :, 0] + change
+        change, gate = (
+            self.decide(seen + belief).float().unflatten(-1, (LAYERS, CLASSES + 1)).tensor_split([CLASSES], -1)
+        )
+        # What stands beside the player decides its way and is mostly out of sight: to keep it must be easy.
+        logits = known[:, :, 0] + change * gate.sigmoid()
         return (logits - logits.mean(-1, keepdim=True)).clamp(-LARGEST, LARGEST)
 
     def look(self, columns: Tensor, inner: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

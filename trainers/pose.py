@@ -135,7 +135,7 @@ class PoseTask:
 
     def loss(self, piece: Piece, rng: np.random.Generator) -> Tensor:
         """Mean cross entropy of the map after each frame; maps go on to the next piece of their trajectories."""
-        self._map[piece.fresh] = 0.0
+        self._map *= ~piece.fresh[:, None, None]  # an assignment would wait for the device
         return self._follow(piece.batch, self._map)[0]
 
     def _follow(self, batch: SurroundingsBatch, known: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from decmem_env.model.checkpoint import WEIGHTS
 from decmem_env.model.pose_predictor import (
     FILE,
     LARGEST,
@@ -112,3 +113,10 @@ def test_faulty_files_are_named(predictor, tmp_path):
     (tmp_path / FILE).write_bytes(b"no safetensors")
     with pytest.raises(CheckpointError, match="decmem train pose"):
         load_pose(tmp_path, (64, 6, 10))
+
+
+def test_bundled_weights_fit_if_there_are_any():
+    file = WEIGHTS / "tiny" / FILE
+    model = load_pose(file.parent, (64, 6, 10))
+    assert (model is not None) == file.is_file()
+    assert model is None or file.stat().st_size < 2_000_000
