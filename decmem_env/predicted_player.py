@@ -16,7 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .model.pose_predictor import ABOVE, AIR, BELOW, CLASSES, FILE, LARGEST, SOLID, PosePredictor, all_columns, around
+from .model.pose_predictor import (
+    ABOVE,
+    AIR,
+    BELOW,
+    CLASSES,
+    FILE,
+    LARGEST,
+    SOLID,
+    PosePredictor,
+    all_columns,
+    around,
+    bounded,
+)
 from .start import Start
 from .worlds import Simulator, World, step_all
 from .worlds import blocks as block_types
@@ -176,7 +188,7 @@ class PredictedPlayers:
             )
             known = torch.from_numpy(before).to(self.device, torch.float32)
             seen = self.predictor.sight(features, columns, inner, angles, climb)
-            after = self.predictor.update(seen, known).cpu().numpy()
+            after = bounded(self.predictor.update(seen, known)).cpu().numpy()
         for i, player in enumerate(players):
             picked = valid[i].cpu().numpy() > 0
             place = np.broadcast_arrays(x[i, picked, :1], y[i, :, 0, 0], z[i, picked, :1])

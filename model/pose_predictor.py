@@ -214,7 +214,7 @@ class PosePredictor(nn.Module):
                 them: logits of air, solid, water; 0 where nothing is known.
 
         Returns:
-            New logits of the columns, float32 [n, Q, LAYERS, 3], of mean 0 and within +- `LARGEST`.
+            New logits of the columns, float32 [n, Q, LAYERS, 3], of mean 0; a map holds them `bounded`.
         """
         solid = known[:, :, 1:, :, SOLID] - known[:, :, 1:, :, AIR]
         belief = self.belief(torch.cat([known[:, :, 0].flatten(2) / 3.0, solid.flatten(2) / 6.0], -1))
@@ -223,7 +223,7 @@ class PosePredictor(nn.Module):
         )
         # What stands beside the player decides its way and is mostly out of sight: to keep it must be easy.
         logits = known[:, :, 0] + change * gate.sigmoid()
-        return (logits - logits.mean(-1, keepdim=True)).clamp(-LARGEST, LARGEST)
+        return logits - logits.mean(-1, keepdim=True)
 
     def look(self, columns: Tensor, inner: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Where the camera sees the cells of columns; arguments of `sight`.
@@ -262,6 +262,11 @@ def _geometry(right: Tensor, up: Tensor, ahead: Tensor, spot: Tensor) -> Tensor:
     across, down = spot.clamp(-1.5, 1.5).unbind(-1)
     near = 1.0 / (0.5 + range_)
     return torch.stack([across, down, visible.to(up), near, right / 4.0, up / 4.0, ahead / 4.0, *waves], -1)
+
+
+def bounded(logits: Tensor) -> Tensor:
+    """Logits as a map holds them: within +- `LARGEST`. Apart from `update`, or cells at a bound would never learn."""
+    return logits.clamp(-LARGEST, LARGEST)
 
 
 def around(columns: Tensor, angles: Tensor) -> Tensor:

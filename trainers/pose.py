@@ -22,6 +22,7 @@ from decmem_env.model.pose_predictor import (
     PosePredictor,
     all_columns,
     around,
+    bounded,
     save_pose,
 )
 from torch import Tensor, nn
@@ -94,8 +95,7 @@ class PoseTask:
         self._layers = torch.arange(-BELOW, ABOVE + 1, device=device)
         near = (self._columns.abs().amax(-1) <= 1)[:, None]
         self._touched = near & (self._layers >= -_TOUCHED[0]) & (self._layers <= _TOUCHED[1])  # [COLUMNS, LAYERS]
-        weight = torch.where(self._touched, _TOUCHED_WEIGHT, torch.where(near, _NEAR_WEIGHT, 1.0))
-        self._weight = weight.flatten()
+        self._weight = torch.where(self._touched, _TOUCHED_WEIGHT, torch.where(near, _NEAR_WEIGHT, 1.0))
         self._map = self._empty_map(config.data.batch)
         self._validation: SurroundingsPool | None = None
 
@@ -169,12 +169,15 @@ class PoseTask:
             forget(known, batch.cell[:, -1])
         with self.precision():
             after = self.model.update(seen, before.flatten(0, 1))
+        labels = batch.labels.flatten(0, 1).unflatten(1, (-1, LAYERS))
+        border = surface_weight(batch.labels).view_as(labels)
+        # Air and water beside the player are touched wherever they are.
+        weight = torch.where(self._touched & (labels != SOLID), 1.0, border) * self._weight
         index = chosen[..., None].expand(-1, -1, LAYERS)
-        labels = batch.labels.flatten(0, 1).unflatten(1, (-1, LAYERS)).gather(1, index)
-        border = surface_weight(batch.labels)
-        weight = (border * self._weight).flatten(0, 1).unflatten(1, (-1, LAYERS)).gather(1, index) * asked[..., None]
+        labels, border, weight = (cells.gather(1, index) for cells in (labels, border, weight))
+        weight = weight * asked[..., None]
         error = F.cross_entropy(after.flatten(0, 2), labels.flatten(), reduction="none").view_as(weight)
-        touched = self._touched[chosen] & (border.flatten(0, 1).unflatten(1, (-1, LAYERS)).gather(1, index) == 1.0)
+        touched = self._touched[chosen] & (border == 1.0)
         right, solid = after.detach().argmax(-1) == labels, labels == SOLID
         counts = torch.stack([(touched & mask).sum() for mask in (touched, right, solid, solid & right)]).float()
         return (error * weight).sum() / weight.sum(), counts
@@ -195,7 +198,7 @@ class PoseTask:
         for t in range(seen.shape[1]):
             index = place[:, t].flatten(1)[..., None].expand(-1, -1, CLASSES)
             before = known.gather(1, index).view(*place[:, t].shape, CLASSES)
-            kept = torch.where(told[:, t], self.model.update(seen[:, t], before), before[:, :, 0])
+            kept = torch.where(told[:, t], bounded(self.model.update(seen[:, t], before)), before[:, :, 0])
             index = place[:, t, :, 0].flatten(1)[..., None].expand(-1, -1, CLASSES)
             known.scatter_(1, index, kept.flatten(1, 2))
             maps.append(before)

@@ -14,6 +14,7 @@ from decmem_env.model.pose_predictor import (
     PosePredictor,
     all_columns,
     around,
+    bounded,
     load_pose,
     save_pose,
     template,
@@ -85,8 +86,13 @@ def test_a_map_stays_within_bounds_and_sees_the_frame(predictor):
     assert features.shape == (2, predictor.config.fine, 12, 20)
     seen = predictor.sight(features, columns, inner, angles, torch.zeros(2))
     for _ in range(200):
-        known[:, :, 0] = predictor.update(seen, known)
+        known[:, :, 0] = bounded(predictor.update(seen, known))
     assert 0 < known.abs().max() <= LARGEST
+    with torch.enable_grad():  # a map at its bounds still learns
+        known[:, :, 0] = LARGEST * known[:, :, 0].sign()
+        loss = predictor.update(seen.detach(), known).square().sum(-1)
+        grads = torch.autograd.grad(loss.sum(), predictor.decide[-1].bias)[0]
+    assert (grads != 0).all()
     features = predictor.read(torch.randn(2, 64, 6, 10), inner, angles)
     other = predictor.sight(features, columns, inner, angles, torch.zeros(2))
     # Columns behind the camera's plane show nothing: they change by what is known only.

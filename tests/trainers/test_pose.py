@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from decmem_env.model.pose_predictor import AIR, CELLS, LAYERS, SIDE, SOLID, WATER, load_pose
+from decmem_env.model.pose_predictor import AIR, CELLS, LAYERS, SIDE, SOLID, WATER, load_pose, template
 from decmem_env.trainers import run_stage
-from decmem_env.trainers.config import ConfigError
+from decmem_env.trainers.config import ConfigError, load_config
 from decmem_env.trainers.curves import read_log
-from decmem_env.trainers.data.surroundings import Followers, split_poses, surroundings
-from decmem_env.trainers.pose import disturbed, forget, surface_weight
+from decmem_env.trainers.data.surroundings import Followers, SurroundingsBatch, split_poses, surroundings
+from decmem_env.trainers.distributed import Ranks
+from decmem_env.trainers.pose import PoseTask, disturbed, forget, surface_weight
+from decmem_env.trainers.profiling import Profile
 
+from decmem_env.predicted_player import PredictedPlayer, PredictedPlayers
+from decmem_env.worlds import generate_world, sample_trajectories
 from decmem_env.worlds.blocks import ID
 
 
@@ -79,6 +83,28 @@ def test_what_is_far_is_forgotten():
             assert kept[(x + dx) % 32, (z + dz) % 32, (y + dy) % 32].all()
         for dx, dy, dz in ((15, 0, 0), (-16, 0, 0), (0, 0, -15), (0, 11, 0), (0, -11, 0)):
             assert not kept[(x + dx) % 32, (z + dz) % 32, (y + dy) % 32].any()
+
+
+def test_training_and_playing_make_the_same_map(runs, monkeypatch):
+    cpu = torch.device("cpu")
+    task = PoseTask(load_config("debug_pose", {}), Ranks("cpu"), str(runs["autoencoder"]), Profile(cpu))
+    world = generate_world(7_000_001)
+    poses = sample_trajectories([world], 16, np.random.default_rng(0), "contact", False).poses[0]
+    cell, inner, angles = split_poses(torch.from_numpy(poses))
+    climb = torch.from_numpy(np.diff(poses[:, 1], prepend=poses[0, 1])).float()
+    labels = surroundings(torch.from_numpy(world.blocks), cell).long()
+    latents = torch.randn(16, 8, 6, 10)
+    known = task._empty_map(1)
+    for part in (slice(8), slice(8, 16)):
+        piece = (one[part][None] for one in (latents, cell, inner, angles, climb, labels))
+        task._follow(SurroundingsBatch(*piece), known)
+    monkeypatch.setattr(PredictedPlayer, "free_body", lambda self: None)  # training needs no such help
+    player = PredictedPlayers(task.model, cpu).begin(latents, poses)
+    around = cell[-1] + template()
+    x, y, z = (around - torch.from_numpy(player.origin)).T.numpy()
+    expected = known.view(32, 32, 32, 3)[tuple(around[:, axis] % 32 for axis in (0, 2, 1))].detach().numpy()
+    assert (expected != 0).any(-1).mean() > 0.25
+    np.testing.assert_allclose(player.known[x, z, y].astype(np.float32), expected, atol=0.05)
 
 
 def test_stage_learns_and_exports(runs, tmp_path):
