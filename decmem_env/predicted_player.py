@@ -188,7 +188,8 @@ class PredictedPlayers:
             )
             known = torch.from_numpy(before).to(self.device, torch.float32)
             seen = self.predictor.sight(features, columns, inner, angles, climb)
-            after = bounded(self.predictor.update(seen, known)).cpu().numpy()
+            shown = self.predictor.shown(columns, inner, angles)
+            after = bounded(self.predictor.update(seen, shown, known)).cpu().numpy()
         for i, player in enumerate(players):
             picked = valid[i].cpu().numpy() > 0
             place = np.broadcast_arrays(x[i, picked, :1], y[i, :, 0, 0], z[i, picked, :1])

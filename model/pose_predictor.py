@@ -41,6 +41,8 @@ LARGEST = 6.0  # logits of the map stay within +- this: any cell can change its 
 _BESIDE = 1  # columns this near are asked about even out of sight: the player touches them
 _MARGIN = 1.1  # half widths of the picture within which a column counts as in sight
 _ATTRIBUTES = 13
+_UNDECIDED = 1.0  # lead of a logit; cells with less may be guessed at without being shown
+_SLIVER = 0.05  # blocks; cells that reach less into the picture are not shown
 _GEOMETRY = 13
 _HEIGHTS = (
     2 * LAYERS + 1
@@ -205,11 +207,33 @@ class PosePredictor(nn.Module):
         body = body[:, None].expand(-1, columns.shape[1], -1)
         return self.column(torch.cat([self.cell(cells).flatten(2), attributes.to(found), body.to(found)], -1))
 
-    def update(self, seen: Tensor, known: Tensor) -> Tensor:
+    def shown(self, columns: Tensor, inner: Tensor, angles: Tensor) -> Tensor:
+        """Cells of which a part lies within the picture, hidden by others or not, bool [n, Q, LAYERS]; as `sight`."""
+        dx, dz = (columns.to(inner.dtype) + 0.5 - inner[:, None, ::2]).unbind(-1)
+        layers = torch.arange(-BELOW, ABOVE + 1, device=inner.device, dtype=inner.dtype)
+        dy = layers + 0.5 - inner[:, 1:2] - EYE_HEIGHT
+        pitch, yaw = torch.deg2rad(angles).unbind(-1)
+        sp, cp, sy, cy = pitch.sin(), pitch.cos(), yaw.sin(), yaw.cos()
+        right = torch.stack([-cy, torch.zeros_like(cy), -sy], -1)
+        up, ahead = torch.stack([-sy * sp, cp, cy * sp], -1), torch.stack([-sy * cp, -sp, cy * cp], -1)
+        high = 1.0 / _focal(self.config.vertical_fov)
+        wide = high * self.config.latent_width / self.config.latent_height
+        within = torch.ones(*columns.shape[:2], LAYERS, dtype=torch.bool, device=inner.device)
+        for side in (ahead, wide * ahead + right, wide * ahead - right, high * ahead + up, high * ahead - up):
+            x, y, z = side[:, None].unbind(-1)  # the picture's pyramid lies to the side that this normal points to
+            middle = (dx * x + dz * z)[..., None] + (dy * y)[:, None]
+            within &= middle + 0.5 * side.abs().sum(-1)[:, None, None] > _SLIVER
+        return within
+
+    def update(self, seen: Tensor, shown: Tensor, known: Tensor) -> Tensor:
         """Bring the map up to date with a frame.
+
+        What stands beside the player decides its way and is mostly out of the picture: there the map stays as it is
+        where it knows anything. Small changes would add up while a player stands at a wall.
 
         Args:
             seen: [n, Q, hidden] of `sight`.
+            shown: bool [n, Q, LAYERS] of `shown`.
             known: float32 [n, Q, 1 + NEIGHBOURS, LAYERS, 3], what the map says of the columns and of those `around`
                 them: logits of air, solid, water; 0 where nothing is known.
 
@@ -221,8 +245,9 @@ class PosePredictor(nn.Module):
         change, gate = (
             self.decide(seen + belief).float().unflatten(-1, (LAYERS, CLASSES + 1)).tensor_split([CLASSES], -1)
         )
-        # What stands beside the player decides its way and is mostly out of sight: to keep it must be easy.
-        logits = known[:, :, 0] + change * gate.sigmoid()
+        first, second = known[:, :, 0].topk(2).values.unbind(-1)
+        free = shown | (first - second < _UNDECIDED)
+        logits = known[:, :, 0] + change * gate.sigmoid() * free[..., None]
         return logits - logits.mean(-1, keepdim=True)
 
     def look(self, columns: Tensor, inner: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

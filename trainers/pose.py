@@ -159,16 +159,18 @@ class PoseTask:
             asked, chosen = self.model.asked(inner, angles).byte().topk(_ASKED, -1)
             columns = self._columns[chosen]
             seen = self.model.sight(features, columns, inner, angles, batch.climb.flatten())
+        shown = self.model.shown(columns, inner, angles)
         cell = batch.cell.flatten(0, 1)
         x, z = (cell[:, None, None, ::2] + around(columns, angles)).remainder(_MAP).unbind(-1)
         y = (cell[:, 1:2] + self._layers).remainder(_MAP)[:, None, None]
         place = (((x * _MAP + z) * _MAP)[..., None] + y).unflatten(0, (rows, frames))
         with self.profile.section("map"), torch.no_grad(), self.precision():
             told = (asked > 0).unflatten(0, (rows, frames))[..., None, None]
-            before = self._walk(seen.detach().unflatten(0, (rows, frames)), place, told, known)
+            looks, reached = (one.unflatten(0, (rows, frames)) for one in (seen.detach(), shown))
+            before = self._walk(looks, reached, place, told, known)
             forget(known, batch.cell[:, -1])
         with self.precision():
-            after = self.model.update(seen, before.flatten(0, 1))
+            after = self.model.update(seen, shown, before.flatten(0, 1))
         labels = batch.labels.flatten(0, 1).unflatten(1, (-1, LAYERS))
         border = surface_weight(batch.labels).view_as(labels)
         # Air and water beside the player are touched wherever they are.
@@ -182,11 +184,12 @@ class PoseTask:
         counts = torch.stack([(touched & mask).sum() for mask in (touched, right, solid, solid & right)]).float()
         return (error * weight).sum() / weight.sum(), counts
 
-    def _walk(self, seen: Tensor, place: Tensor, told: Tensor, known: Tensor) -> Tensor:
+    def _walk(self, seen: Tensor, shown: Tensor, place: Tensor, told: Tensor, known: Tensor) -> Tensor:
         """What the map says before each frame; it is brought up to date.
 
         Args:
             seen: [B, T, Q, hidden].
+            shown: bool [B, T, Q, LAYERS].
             place: int64 [B, T, Q, 1 + NEIGHBOURS, LAYERS], cells of the map.
             told: bool [B, T, Q, 1, 1], columns that the frame tells about.
             known: float32 [B, _MAP ** 3, 3].
@@ -198,7 +201,7 @@ class PoseTask:
         for t in range(seen.shape[1]):
             index = place[:, t].flatten(1)[..., None].expand(-1, -1, CLASSES)
             before = known.gather(1, index).view(*place[:, t].shape, CLASSES)
-            kept = torch.where(told[:, t], bounded(self.model.update(seen[:, t], before)), before[:, :, 0])
+            kept = torch.where(told[:, t], bounded(self.model.update(seen[:, t], shown[:, t], before)), before[:, :, 0])
             index = place[:, t, :, 0].flatten(1)[..., None].expand(-1, -1, CLASSES)
             known.scatter_(1, index, kept.flatten(1, 2))
             maps.append(before)

@@ -84,9 +84,9 @@ def test_a_speed_is_inferred_where_the_step_was_wrong():
     player = PredictedPlayer(np.array([0.5, 5.0, 0.5, 0.0, 0.0]))
     before, true = np.array([0.5, 5.0, 0.5, 0.0, 0.0]), np.array([0.5, 4.78, 0.5, 0.0, 0.0])
     set_right(player, before, before, true)
-    assert player.simulator.rise[0] == pytest.approx(-0.44)
+    assert player.simulator.rise[0] == pytest.approx(-0.44) and player.climb == pytest.approx(-0.22)
     set_right(player, true, before, np.array([0.5, 6.0, 0.5, 0.0, 0.0]))
-    assert player.simulator.rise[0] == 0.0
+    assert player.simulator.rise[0] == 0.0 and player.climb == pytest.approx(1.22)
 
 
 def test_breaking_and_placing_change_the_map():

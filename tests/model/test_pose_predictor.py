@@ -82,15 +82,16 @@ def test_a_map_stays_within_bounds_and_sees_the_frame(predictor):
     columns = all_columns()[40:60].expand(2, -1, -1)
     inner, angles = torch.rand(2, 3), torch.tensor([[0.0, 10.0], [20.0, -100.0]])
     known = torch.zeros(2, 20, 1 + NEIGHBOURS, LAYERS, 3)
+    everything = torch.ones(2, 20, LAYERS, dtype=torch.bool)
     features = predictor.read(torch.randn(2, 64, 6, 10), inner, angles)
     assert features.shape == (2, predictor.config.fine, 12, 20)
     seen = predictor.sight(features, columns, inner, angles, torch.zeros(2))
     for _ in range(200):
-        known[:, :, 0] = bounded(predictor.update(seen, known))
+        known[:, :, 0] = bounded(predictor.update(seen, everything, known))
     assert 0 < known.abs().max() <= LARGEST
     with torch.enable_grad():  # a map at its bounds still learns
         known[:, :, 0] = LARGEST * known[:, :, 0].sign()
-        loss = predictor.update(seen.detach(), known).square().sum(-1)
+        loss = predictor.update(seen.detach(), everything, known).square().sum(-1)
         grads = torch.autograd.grad(loss.sum(), predictor.decide[-1].bias)[0]
     assert (grads != 0).all()
     features = predictor.read(torch.randn(2, 64, 6, 10), inner, angles)
@@ -99,6 +100,33 @@ def test_a_map_stays_within_bounds_and_sees_the_frame(predictor):
     hidden = (predictor.look(columns, inner, angles)[1] <= 0).all(-1)
     assert hidden.any() and not hidden.all()
     assert torch.equal(other[hidden], seen[hidden]) and not torch.isclose(other[~hidden], seen[~hidden]).all(-1).any()
+
+
+def test_shown_is_what_reaches_into_the_picture(predictor):
+    rng = np.random.default_rng(1)
+    inner = rng.uniform(0, 1, (4, 3))
+    angles = np.stack([rng.uniform(-60, 60, 4), rng.uniform(-180, 180, 4)], 1)
+    columns = all_columns().expand(4, -1, -1)
+    where = torch.from_numpy(inner).float(), torch.from_numpy(angles).float()
+    shown = predictor.shown(columns, *where).flatten(1).numpy()
+    spots = np.stack(np.meshgrid(*[np.linspace(0.02, 0.98, 7)] * 3), -1).reshape(-1, 3)
+    points = template().numpy()[:, None] + spots
+    edge = np.tan(np.radians(35))
+    for camera, found in zip(camera_to_world(np.concatenate([inner, angles], 1)), shown, strict=True):
+        left, up, forward = np.moveaxis((points - camera[:3, 3]) @ camera[:3, :3], -1, 0)
+        inside = (forward > 0) & (np.abs(up) < edge * forward) & (np.abs(left) < edge / 0.6 * forward)
+        assert found[inside.mean(1) > 0.15].all()  # a sliver may be missed
+        assert (found & ~inside.any(1)).mean() < 0.03  # and a cell outside be taken for one that a corner holds in
+
+
+def test_what_is_not_shown_stays_known(predictor):
+    known = torch.randn(1, 2, 1 + NEIGHBOURS, LAYERS, 3)
+    known -= known.mean(-1, keepdim=True)
+    known[0, 0, 0], known[0, 1, 0] = torch.tensor([-2.0, 3.0, -1.0]), torch.tensor([0.3, -0.3, 0.0])
+    hidden = torch.zeros(1, 2, LAYERS, dtype=torch.bool)
+    after = predictor.update(torch.randn(1, 2, predictor.config.hidden), hidden, known)
+    torch.testing.assert_close(after[0, 0], known[0, 0, 0])
+    assert (after[0, 1] != known[0, 1, 0]).any(-1).all()
 
 
 def test_weights_survive_a_file(predictor, tmp_path):
