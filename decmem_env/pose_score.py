@@ -193,6 +193,7 @@ def set_right(
         standing = abs(true[1] - round(true[1])) < _TOUCH
         rise = 0.0 if standing else float(true[1] - before[1]) - GRAVITY
     player.place(true, rise)
+    player.climb = float(true[1] - before[1])  # since the frame before, not since the step that was made
 
 
 def errors(predicted: NDArray[np.float64], walks: Walks) -> NDArray[np.float64]:

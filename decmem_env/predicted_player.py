@@ -16,7 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .model.pose_predictor import ABOVE, AIR, BELOW, CLASSES, FILE, LARGEST, SOLID, PosePredictor, all_columns, around
+from .model.pose_predictor import (
+    ABOVE,
+    AIR,
+    BELOW,
+    CLASSES,
+    FILE,
+    LARGEST,
+    SOLID,
+    PosePredictor,
+    all_columns,
+    around,
+    bounded,
+)
 from .start import Start
 from .worlds import Simulator, World, step_all
 from .worlds import blocks as block_types
@@ -165,7 +177,7 @@ class PredictedPlayers:
         angles = torch.from_numpy(inside[:, 3:].astype(np.float32)).to(self.device)
         climb = torch.tensor([player.climb for player in players], dtype=torch.float32, device=self.device)
         with torch.inference_mode():
-            features = self.predictor.read(latents.to(self.device, torch.float32))
+            features = self.predictor.read(latents.to(self.device, torch.float32), inner, angles)
             asked = self.predictor.asked(inner, angles)
             valid, chosen = asked.byte().topk(int(asked.sum(-1).max()), -1)
             columns = self._columns[chosen]
@@ -175,7 +187,9 @@ class PredictedPlayers:
                 [p.known[x[i, ..., None], z[i, ..., None], y[i, ..., 0, :]] for i, p in enumerate(players)]
             )
             known = torch.from_numpy(before).to(self.device, torch.float32)
-            after = self.predictor.update(features, columns, inner, angles, climb, known).cpu().numpy()
+            seen = self.predictor.sight(features, columns, inner, angles, climb)
+            shown = self.predictor.shown(columns, inner, angles)
+            after = bounded(self.predictor.update(seen, shown, known)).cpu().numpy()
         for i, player in enumerate(players):
             picked = valid[i].cpu().numpy() > 0
             place = np.broadcast_arrays(x[i, picked, :1], y[i, :, 0, 0], z[i, picked, :1])

@@ -6,6 +6,10 @@ wall behind the back). So the network here reads each latent frame once and upda
 the player, column by column; the rules of a box in a grid of blocks then move the player through that map
 (`decmem_env.predicted_player`). Angles follow from the action alone and are not learnt.
 
+Whether a cell is solid is a comparison of its distance with that of what the picture shows in its place. One small
+network makes it for every cell alike (`sight`, which knows nothing of the map); what is left after that is decided for
+whole columns, with the map (`update`). So all frames of a batch are looked at in one go, and only the map is serial.
+
 Shapes: n frames, Q columns, C latent channels. Positions are those of `conventions.poses`.
 """
 
@@ -37,6 +41,12 @@ LARGEST = 6.0  # logits of the map stay within +- this: any cell can change its 
 _BESIDE = 1  # columns this near are asked about even out of sight: the player touches them
 _MARGIN = 1.1  # half widths of the picture within which a column counts as in sight
 _ATTRIBUTES = 13
+_UNDECIDED = 1.0  # lead of a logit; cells with less may be guessed at without being shown
+_SLIVER = 0.05  # blocks; cells that reach less into the picture are not shown
+_GEOMETRY = 13
+_HEIGHTS = (
+    2 * LAYERS + 1
+)  # where a column looks into the picture: floors and middles of its cells, and the last ceiling
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,9 @@ class PoseConfig:
         latent_width: Columns.
         vertical_fov: Degrees.
         width: Channels of the convolutions over the latent.
-        fine: Channels of its map of twice the resolution, which columns look into.
+        blocks: Residual blocks of them.
+        fine: Channels of its map of twice the resolution, which cells look into.
+        cell: Channels of what is seen of a cell.
         hidden: Units of the network that updates a column of cells.
     """
 
@@ -57,9 +69,11 @@ class PoseConfig:
     latent_height: int = 6
     latent_width: int = 10
     vertical_fov: float = VERTICAL_FOV
-    width: int = 96
-    fine: int = 32
-    hidden: int = 192
+    width: int = 128
+    blocks: int = 3
+    fine: int = 24
+    cell: int = 32
+    hidden: int = 256
 
     @classmethod
     def from_json(cls, text: str) -> PoseConfig:
@@ -100,7 +114,7 @@ def _conv(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
 
 
 class PosePredictor(nn.Module):
-    """Latent frames and poses in, a map of the blocks around the player out. About 0.3 million parameters.
+    """Latent frames and poses in, a map of the blocks around the player out. About 0.7 million parameters.
 
     Args:
         config: Sizes.
@@ -111,21 +125,40 @@ class PosePredictor(nn.Module):
         self.config = config
         width = config.width
         self.entry = _conv(config.latent_channels, width, 1)
-        self.first = nn.ModuleList([_conv(width, width) for _ in range(2)])
-        self.second = nn.ModuleList([_conv(width, width, 1) for _ in range(2)])
+        self.where = nn.Parameter(0.02 * torch.randn(width, config.latent_height, config.latent_width))
+        self.stance = nn.Linear(3, width)
+        self.first = nn.ModuleList([_conv(width, width) for _ in range(config.blocks)])
+        self.second = nn.ModuleList([_conv(width, width, 1) for _ in range(config.blocks)])
         self.fine = _conv(width, 4 * config.fine, 1)
-        known = LAYERS * (CLASSES + NEIGHBOURS)
-        self.column = nn.Sequential(
-            nn.Linear(LAYERS * config.fine + known + _ATTRIBUTES, config.hidden),
+        self.cell = nn.Sequential(
+            nn.Linear(3 * config.fine + _GEOMETRY, 2 * config.cell),
+            nn.SiLU(),
+            nn.Linear(2 * config.cell, config.cell),
+            nn.SiLU(),
+        )
+        self.column = nn.Linear(LAYERS * config.cell + _ATTRIBUTES, config.hidden)
+        self.belief = nn.Linear(LAYERS * (CLASSES + NEIGHBOURS), config.hidden, bias=False)
+        self.decide = nn.Sequential(
             nn.SiLU(),
             nn.Linear(config.hidden, config.hidden),
             nn.SiLU(),
-            nn.Linear(config.hidden, LAYERS * CLASSES),
+            nn.Linear(config.hidden, LAYERS * (CLASSES + 1)),
         )
 
-    def read(self, latents: Tensor) -> Tensor:
-        """Features of latent frames [n, C, h, w] -> [n, fine, 2 h, 2 w]."""
-        x = self.entry(latents)
+    def read(self, latents: Tensor, inner: Tensor, angles: Tensor) -> Tensor:
+        """Features of latent frames.
+
+        Args:
+            latents: [n, C, h, w].
+            inner: float32 [n, 3], position of the feet within their cell.
+            angles: float32 [n, 2], pitch and yaw in degrees.
+
+        Returns:
+            [n, fine, 2 h, 2 w].
+        """
+        pitch = torch.deg2rad(angles[:, :1])
+        stance = self.stance(torch.cat([pitch.sin(), pitch.cos(), inner[:, 1:2]], -1))
+        x = self.entry(latents) + self.where + stance[..., None, None]
         for first, second in zip(self.first, self.second, strict=True):
             x = x + second(F.silu(first(F.silu(x))))
         return F.pixel_shuffle(self.fine(F.silu(x)), 2)
@@ -152,10 +185,8 @@ class PosePredictor(nn.Module):
         seen &= (level > 0.0) & (dx.square() + dz.square() <= (REACH + 0.5) ** 2)
         return seen | (columns.abs().amax(-1) <= _BESIDE)
 
-    def update(
-        self, features: Tensor, columns: Tensor, inner: Tensor, angles: Tensor, climb: Tensor, known: Tensor
-    ) -> Tensor:
-        """Bring the map up to date with a frame.
+    def sight(self, features: Tensor, columns: Tensor, inner: Tensor, angles: Tensor, climb: Tensor) -> Tensor:
+        """What a frame shows of columns, whatever the map says.
 
         Args:
             features: [n, fine, 2 h, 2 w] of `read`.
@@ -163,44 +194,77 @@ class PosePredictor(nn.Module):
             inner: float32 [n, 3], position of the feet within their cell.
             angles: float32 [n, 2], pitch and yaw in degrees.
             climb: float32 [n], by how much the player rose since the frame before, in blocks.
+
+        Returns:
+            [n, Q, hidden].
+        """
+        spot, ahead, geometry, attributes = self.look(columns, inner, angles)
+        found = F.grid_sample(features, spot.to(features), padding_mode="border", align_corners=False)
+        found = found * (ahead > 0.0).to(found)[:, None]  # nothing is seen of what lies behind the picture's plane
+        found = found.permute(0, 2, 3, 1)  # [n, Q, _HEIGHTS, fine]
+        cells = torch.cat([found[:, :, :-2:2], found[:, :, 1::2], found[:, :, 2::2], geometry.to(found)], -1)
+        body = torch.stack([inner[:, 1], climb.clamp(-1.0, 1.0), (climb.abs() < 1e-3).to(inner)], -1)
+        body = body[:, None].expand(-1, columns.shape[1], -1)
+        return self.column(torch.cat([self.cell(cells).flatten(2), attributes.to(found), body.to(found)], -1))
+
+    def shown(self, columns: Tensor, inner: Tensor, angles: Tensor) -> Tensor:
+        """Cells of which a part lies within the picture, hidden by others or not, bool [n, Q, LAYERS]; as `sight`."""
+        dx, dz = (columns.to(inner.dtype) + 0.5 - inner[:, None, ::2]).unbind(-1)
+        layers = torch.arange(-BELOW, ABOVE + 1, device=inner.device, dtype=inner.dtype)
+        dy = layers + 0.5 - inner[:, 1:2] - EYE_HEIGHT
+        pitch, yaw = torch.deg2rad(angles).unbind(-1)
+        sp, cp, sy, cy = pitch.sin(), pitch.cos(), yaw.sin(), yaw.cos()
+        right = torch.stack([-cy, torch.zeros_like(cy), -sy], -1)
+        up, ahead = torch.stack([-sy * sp, cp, cy * sp], -1), torch.stack([-sy * cp, -sp, cy * cp], -1)
+        high = 1.0 / _focal(self.config.vertical_fov)
+        wide = high * self.config.latent_width / self.config.latent_height
+        within = torch.ones(*columns.shape[:2], LAYERS, dtype=torch.bool, device=inner.device)
+        for side in (ahead, wide * ahead + right, wide * ahead - right, high * ahead + up, high * ahead - up):
+            x, y, z = side[:, None].unbind(-1)  # the picture's pyramid lies to the side that this normal points to
+            middle = (dx * x + dz * z)[..., None] + (dy * y)[:, None]
+            within &= middle + 0.5 * side.abs().sum(-1)[:, None, None] > _SLIVER
+        return within
+
+    def update(self, seen: Tensor, shown: Tensor, known: Tensor) -> Tensor:
+        """Bring the map up to date with a frame.
+
+        What stands beside the player decides its way and is mostly out of the picture: there the map stays as it is
+        where it knows anything. Small changes would add up while a player stands at a wall.
+
+        Args:
+            seen: [n, Q, hidden] of `sight`.
+            shown: bool [n, Q, LAYERS] of `shown`.
             known: float32 [n, Q, 1 + NEIGHBOURS, LAYERS, 3], what the map says of the columns and of those `around`
                 them: logits of air, solid, water; 0 where nothing is known.
 
         Returns:
-            New logits of the columns, float32 [n, Q, LAYERS, 3], of mean 0 and within +- `LARGEST`.
+            New logits of the columns, float32 [n, Q, LAYERS, 3], of mean 0; a map holds them `bounded`.
         """
-        rows, count = columns.shape[:2]
-        spot, ahead, attributes = self.look(columns, inner, angles)
-        found = F.grid_sample(features, spot, padding_mode="border", align_corners=False)  # [n, fine, Q, LAYERS]
-        found = found * (ahead > 0.0).to(found)[:, None]  # nothing is seen of what lies behind the picture's plane
-        body = torch.stack([inner[:, 1], climb.clamp(-1.0, 1.0), (climb.abs() < 1e-3).to(inner)], -1)
         solid = known[:, :, 1:, :, SOLID] - known[:, :, 1:, :, AIR]
-        inputs = torch.cat(
-            [
-                found.permute(0, 2, 3, 1).flatten(2),
-                known[:, :, 0].flatten(2) / 3.0,
-                solid.flatten(2) / 6.0,
-                attributes,
-                body[:, None].expand(-1, count, -1),
-            ],
-            -1,
+        belief = self.belief(torch.cat([known[:, :, 0].flatten(2) / 3.0, solid.flatten(2) / 6.0], -1))
+        change, gate = (
+            self.decide(seen + belief).float().unflatten(-1, (LAYERS, CLASSES + 1)).tensor_split([CLASSES], -1)
         )
-        logits = known[:, :, 0] + self.column(inputs).float().view(rows, count, LAYERS, CLASSES)
-        return (logits - logits.mean(-1, keepdim=True)).clamp(-LARGEST, LARGEST)
+        first, second = known[:, :, 0].topk(2).values.unbind(-1)
+        free = shown | (first - second < _UNDECIDED)
+        logits = known[:, :, 0] + change * gate.sigmoid() * free[..., None]
+        return logits - logits.mean(-1, keepdim=True)
 
-    def look(self, columns: Tensor, inner: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the camera sees the cells of columns; arguments of `update`.
+    def look(self, columns: Tensor, inner: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where the camera sees the cells of columns; arguments of `sight`.
 
         Returns:
-            spot float32 [n, Q, LAYERS, 2], the place of each cell's centre in the picture, in half widths and heights
-            (x right, y down); ahead float32 [n, Q, LAYERS], its depth in blocks; attributes of the columns.
+            spot float32 [n, Q, 2 LAYERS + 1, 2], places in the picture of the floors and middles of the cells and of
+            the last one's ceiling, all in the column's axis, in half widths and heights (x right, y down); ahead
+            float32 [n, Q, 2 LAYERS + 1], their depths in blocks; geometry of the cells float32 [n, Q, LAYERS, 13];
+            attributes of the columns float32 [n, Q, 10].
         """
         size = self.config
         dx, dz = (columns.to(inner.dtype) + 0.5 - inner[:, None, ::2]).unbind(-1)
         pitch, yaw = (torch.deg2rad(angle)[:, None] for angle in angles.unbind(-1))
         right, level = -yaw.cos() * dx - yaw.sin() * dz, -yaw.sin() * dx + yaw.cos() * dz
-        layers = torch.arange(-BELOW, ABOVE + 1, device=inner.device, dtype=inner.dtype)
-        dy = (layers + 0.5 - inner[:, 1:2] - EYE_HEIGHT)[:, None]
+        heights = torch.arange(_HEIGHTS, device=inner.device, dtype=inner.dtype) / 2.0 - BELOW
+        dy = (heights - inner[:, 1:2] - EYE_HEIGHT)[:, None]
         sp, cp = pitch.sin()[..., None], pitch.cos()[..., None]
         ahead, up = level[..., None] * cp - dy * sp, level[..., None] * sp + dy * cp
         depth, focal = ahead.clamp_min(0.25), _focal(size.vertical_fov)
@@ -210,7 +274,24 @@ class PosePredictor(nn.Module):
         turned = torch.cat([(4.0 * yaw).sin(), (4.0 * yaw).cos(), pitch.sin(), pitch.cos()], -1)
         mine = torch.stack([right / 4.0, level / 4.0, distance / 4.0, 1.0 / (1.0 + distance), dx.abs(), dz.abs()], -1)
         mine = mine.clamp(-2.0, 2.0)
-        return spot, ahead, torch.cat([mine, turned[:, None].expand(-1, columns.shape[1], -1)], -1)
+        attributes = torch.cat([mine, turned[:, None].expand(-1, columns.shape[1], -1)], -1)
+        return spot, ahead, _geometry(right, up[..., 1::2], ahead[..., 1::2], spot[..., 1::2, :]), attributes
+
+
+def _geometry(right: Tensor, up: Tensor, ahead: Tensor, spot: Tensor) -> Tensor:
+    """Where cells are, seen from the camera: [n, Q] and [n, Q, LAYERS] -> [n, Q, LAYERS, 13]."""
+    right = right[..., None].expand_as(up)
+    range_ = (right.square() + up.square() + ahead.square()).sqrt()
+    visible = (spot.abs() <= 1.0).all(-1) & (ahead > 0.0)
+    waves = [wave(math.pi * range_ / length) for length in (1.0, 2.0, 4.0) for wave in (torch.sin, torch.cos)]
+    across, down = spot.clamp(-1.5, 1.5).unbind(-1)
+    near = 1.0 / (0.5 + range_)
+    return torch.stack([across, down, visible.to(up), near, right / 4.0, up / 4.0, ahead / 4.0, *waves], -1)
+
+
+def bounded(logits: Tensor) -> Tensor:
+    """Logits as a map holds them: within +- `LARGEST`. Apart from `update`, or cells at a bound would never learn."""
+    return logits.clamp(-LARGEST, LARGEST)
 
 
 def around(columns: Tensor, angles: Tensor) -> Tensor:

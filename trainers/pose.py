@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from decmem_env.model.pose_predictor import (
     PosePredictor,
     all_columns,
     around,
+    bounded,
     save_pose,
 )
 from torch import Tensor, nn
 
 from .config import ConfigError, TrainConfig
 from .data.sources import open_stream
-from .data.surroundings import SurroundingsBatch, SurroundingsPool
+from .data.surroundings import Followers, SurroundingsBatch, SurroundingsPool
 from .data.voxel import EpisodeRenderer
 from .distributed import Ranks
 from .files import replacing_folder
@@ -35,12 +37,27 @@ from .models import find_export, load_autoencoder
 from .precision import autocast_of
 from .profiling import Profile
 
-_MAP = 32  # cells to each side of the map; a piece of a trajectory must not walk around it
-_LONGEST = 28  # frames a piece: 12 blocks of walking and the reach to both sides fit into the map
+_MAP = 32  # cells to each side of the map, which is a torus
+_KEPT = 14, 10  # cells to each side and up and down of the player that outlive a piece: the rest would come around
+_LONGEST = 24  # frames a piece: 10.4 blocks of walking, and what was kept must not come within reach from behind
 _ASKED = 56  # columns a frame: all that are in sight
 _HIDDEN_WEIGHT = 0.1  # of cells that no air touches: nobody can see or bump into them
-_TOUCHED_WEIGHT = 3.0  # of cells the player can touch
+_NEAR_WEIGHT, _TOUCHED_WEIGHT = 3.0, 10.0  # of columns that the player can touch, and of its own heights in them
+_TOUCHED = 1, 2  # layers below and from the feet's that a walking player touches: ground, feet, head, room to step up
 _NOISE, _BLUR = 0.5, 0.6  # dreamt latents are a little wrong and softer than encoded ones
+
+
+@dataclass
+class Piece:
+    """One step's work.
+
+    Attributes:
+        batch: Pieces of B trajectories.
+        fresh: bool [B], those that begin with an empty map.
+    """
+
+    batch: SurroundingsBatch
+    fresh: Tensor
 
 
 class PoseTask:
@@ -75,10 +92,15 @@ class PoseTask:
         self.frames_per_step = config.data.batch * config.data.frames * ranks.size
         self.precision = autocast_of(config, device)
         self._columns = all_columns(device)
-        near = self._columns.abs().amax(-1)
-        self._near = near <= 2
-        self._weight = torch.where(near <= 1, _TOUCHED_WEIGHT, 1.0).repeat_interleave(LAYERS)
+        self._layers = torch.arange(-BELOW, ABOVE + 1, device=device)
+        near = (self._columns.abs().amax(-1) <= 1)[:, None]
+        self._touched = near & (self._layers >= -_TOUCHED[0]) & (self._layers <= _TOUCHED[1])  # [COLUMNS, LAYERS]
+        self._weight = torch.where(self._touched, _TOUCHED_WEIGHT, torch.where(near, _NEAR_WEIGHT, 1.0))
+        self._map = self._empty_map(config.data.batch)
         self._validation: SurroundingsPool | None = None
+
+    def _empty_map(self, rows: int) -> Tensor:
+        return torch.zeros(rows, _MAP**3, CLASSES, device=self._columns.device)
 
     def _pool(self, stream: Any, capacity: int) -> SurroundingsPool:
         length = self.config.data.episode_frames
@@ -92,6 +114,7 @@ class PoseTask:
         size = (self.codec.config.height, self.codec.config.width)
         self.stream = open_stream(self.config, self.ranks, size, first=0 if exact else data.get("job", 0))
         self.pool = self._pool(self.stream, self.config.data.pool_episodes)
+        self._rows = Followers(self.pool, self.config.data.batch, self.config.data.frames)
         if exact:
             self.pool.replay(data.get("added", 0), data.get("allowance", 0.0))
 
@@ -103,52 +126,86 @@ class PoseTask:
         """Position in the data."""
         return {"job": self.stream.next_job, "added": self.pool.added, "allowance": self.pool.allowance}
 
-    def next_batch(self, rng: np.random.Generator) -> SurroundingsBatch:
+    def next_batch(self, rng: np.random.Generator) -> Piece:
         """Pieces of one step, their latents disturbed as dreamt ones are."""
         with self.profile.section("sample"):
-            batch = self.pool.pieces(self.config.data.batch, self.config.data.frames, rng)
+            batch, fresh = self._rows.next(rng)
             batch.latents = disturbed(batch.latents)
-        return batch
+            return Piece(batch, torch.from_numpy(fresh).to(self._map.device))
 
-    def loss(self, batch: SurroundingsBatch, rng: np.random.Generator) -> Tensor:
-        """Mean cross entropy of the map after each frame."""
-        return self._follow(batch)[0]
+    def loss(self, piece: Piece, rng: np.random.Generator) -> Tensor:
+        """Mean cross entropy of the map after each frame; maps go on to the next piece of their trajectories."""
+        self._map *= ~piece.fresh[:, None, None]  # an assignment would wait for the device
+        return self._follow(piece.batch, self._map)[0]
 
-    def _follow(self, batch: SurroundingsBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Walk through the pieces with an empty map at the start.
+    def _follow(self, batch: SurroundingsBatch, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Walk through pieces.
+
+        A filter, not a recurrent net: the best map of each frame is also the best start for the next. So the maps are
+        made first, frame by frame and without gradients, and then all frames are learnt from at once.
+
+        Args:
+            batch: The pieces.
+            known: float32 [B, _MAP ** 3, 3], the maps they start with; changed in place.
 
         Returns:
-            Loss; shares of the surface cells within two columns that are right with the map, and that are solid.
+            Loss; counts float32 [4] of the cells at borders that a player touches and those of them that are right,
+            then of those that the player has to fear or to stand on (`SOLID`).
         """
         rows, frames = batch.labels.shape[:2]
+        inner, angles = batch.inner.flatten(0, 1), batch.angles.flatten(0, 1)
         with self.precision():
-            features = self.model.read(batch.latents.flatten(0, 1)).unflatten(0, (rows, frames))
-        known = torch.zeros(rows, _MAP**3, CLASSES, device=batch.latents.device)
-        weights = surface_weight(batch.labels) * self._weight
-        total = mass = right = solid = judged = torch.zeros((), device=batch.latents.device)
-        layers = torch.arange(-BELOW, ABOVE + 1, device=known.device)
-        for t in range(frames):
-            inner, angles = batch.inner[:, t], batch.angles[:, t]
+            features = self.model.read(batch.latents.flatten(0, 1), inner, angles)
             asked, chosen = self.model.asked(inner, angles).byte().topk(_ASKED, -1)
             columns = self._columns[chosen]
-            x, z = (batch.cell[:, t, None, None, ::2] + around(columns, angles)).remainder(_MAP).unbind(-1)
-            y = (batch.cell[:, t, 1:2] + layers).remainder(_MAP)[:, None, None]
-            place = ((x * _MAP + z) * _MAP)[..., None] + y
-            before = known.gather(1, place.flatten(1)[..., None].expand(-1, -1, CLASSES)).view(*place.shape, CLASSES)
-            with self.precision():
-                after = self.model.update(features[:, t], columns, inner, angles, batch.climb[:, t], before)
-            # A filter, not a recurrent net: the best map of each frame is also the best start for the next.
-            kept = torch.where(asked[..., None, None] > 0, after.detach(), before[:, :, 0]).flatten(1, 2)
-            known = known.scatter(1, place[:, :, 0].flatten(1)[..., None].expand(-1, -1, CLASSES), kept)
-            index = chosen[..., None].expand(-1, -1, LAYERS)
-            labels = batch.labels[:, t].unflatten(1, (-1, LAYERS)).gather(1, index)
-            weight = weights[:, t].unflatten(1, (-1, LAYERS)).gather(1, index) * asked[..., None]
-            error = F.cross_entropy(after.flatten(0, 2), labels.flatten(), reduction="none").view_as(weight)
-            total, mass = total + (error * weight).sum(), mass + weight.sum()
-            counted = self._near[chosen][..., None] & (weight > _TOUCHED_WEIGHT * _HIDDEN_WEIGHT)
-            right = right + (counted & (after.argmax(-1) == labels)).sum()
-            solid, judged = solid + (counted & (labels == SOLID)).sum(), judged + counted.sum()
-        return total / mass, right / judged, solid / judged
+            seen = self.model.sight(features, columns, inner, angles, batch.climb.flatten())
+        shown = self.model.shown(columns, inner, angles)
+        cell = batch.cell.flatten(0, 1)
+        x, z = (cell[:, None, None, ::2] + around(columns, angles)).remainder(_MAP).unbind(-1)
+        y = (cell[:, 1:2] + self._layers).remainder(_MAP)[:, None, None]
+        place = (((x * _MAP + z) * _MAP)[..., None] + y).unflatten(0, (rows, frames))
+        with self.profile.section("map"), torch.no_grad(), self.precision():
+            told = (asked > 0).unflatten(0, (rows, frames))[..., None, None]
+            looks, reached = (one.unflatten(0, (rows, frames)) for one in (seen.detach(), shown))
+            before = self._walk(looks, reached, place, told, known)
+            forget(known, batch.cell[:, -1])
+        with self.precision():
+            after = self.model.update(seen, shown, before.flatten(0, 1))
+        labels = batch.labels.flatten(0, 1).unflatten(1, (-1, LAYERS))
+        border = surface_weight(batch.labels).view_as(labels)
+        # Air and water beside the player are touched wherever they are.
+        weight = torch.where(self._touched & (labels != SOLID), 1.0, border) * self._weight
+        index = chosen[..., None].expand(-1, -1, LAYERS)
+        labels, border, weight = (cells.gather(1, index) for cells in (labels, border, weight))
+        weight = weight * asked[..., None]
+        error = F.cross_entropy(after.flatten(0, 2), labels.flatten(), reduction="none").view_as(weight)
+        touched = self._touched[chosen] & (border == 1.0)
+        right, solid = after.detach().argmax(-1) == labels, labels == SOLID
+        counts = torch.stack([(touched & mask).sum() for mask in (touched, right, solid, solid & right)]).float()
+        return (error * weight).sum() / weight.sum(), counts
+
+    def _walk(self, seen: Tensor, shown: Tensor, place: Tensor, told: Tensor, known: Tensor) -> Tensor:
+        """What the map says before each frame; it is brought up to date.
+
+        Args:
+            seen: [B, T, Q, hidden].
+            shown: bool [B, T, Q, LAYERS].
+            place: int64 [B, T, Q, 1 + NEIGHBOURS, LAYERS], cells of the map.
+            told: bool [B, T, Q, 1, 1], columns that the frame tells about.
+            known: float32 [B, _MAP ** 3, 3].
+
+        Returns:
+            float32 [B, T, Q, 1 + NEIGHBOURS, LAYERS, 3].
+        """
+        maps = []
+        for t in range(seen.shape[1]):
+            index = place[:, t].flatten(1)[..., None].expand(-1, -1, CLASSES)
+            before = known.gather(1, index).view(*place[:, t].shape, CLASSES)
+            kept = torch.where(told[:, t], bounded(self.model.update(seen[:, t], shown[:, t], before)), before[:, :, 0])
+            index = place[:, t, :, 0].flatten(1)[..., None].expand(-1, -1, CLASSES)
+            known.scatter_(1, index, kept.flatten(1, 2))
+            maps.append(before)
+        return torch.stack(maps, 1)
 
     def after_step(self) -> None:
         """Take in new trajectories."""
@@ -157,11 +214,12 @@ class PoseTask:
 
     @torch.no_grad()
     def evaluate(self, rng: np.random.Generator) -> dict[str, float]:
-        """Score the weights in place on held-out worlds.
+        """Score the weights in place on held-out worlds, whose walks are followed from end to end.
 
         Returns:
-            near_accuracy: share of the cells within two columns, at the border of air and something, that are right;
-            near_solid: what always saying solid would score; cross_entropy.
+            Of the cells that a walking player touches, where air and something meet: touched_accuracy, share that is
+            right; touched_solid_accuracy, the same of solid ones; touched_solid, what always saying solid would score.
+            And the cross_entropy.
         """
         if self._validation is None:
             episodes = self.stream.urgent_results()
@@ -170,15 +228,23 @@ class PoseTask:
             self._validation = self._pool(None, sum(len(one.poses) for one in episodes))
             for one in episodes:
                 self._validation._insert(one)
-        pool, fixed = self._validation, np.random.default_rng(0)
+        pool, frames = self._validation, self.config.data.frames
         self.model.eval()
-        scores = [
-            torch.stack(self._follow(pool.pieces(self.config.data.batch, self.config.data.frames, fixed)))
-            for _ in range(max(1, min(512 // self.config.data.batch, 32)))
-        ]
+        losses, counts = [], torch.zeros(4, device=self._map.device)
+        for part in np.array_split(np.arange(pool.count), max(1, -(-pool.count // self.config.data.batch))):
+            known = self._empty_map(len(part))
+            for start in range(0, pool.length - frames + 1, frames):
+                loss, found = self._follow(pool.pieces(part, np.full(len(part), start), frames), known)
+                losses.append(loss)
+                counts += found
         self.model.train()
-        loss, accuracy, solid = torch.stack(scores).mean(0).tolist()
-        return {"near_accuracy": accuracy, "near_solid": solid, "cross_entropy": loss}
+        judged, right, solid, solid_right = counts.tolist()
+        return {
+            "touched_accuracy": right / judged,
+            "touched_solid_accuracy": solid_right / max(solid, 1.0),
+            "touched_solid": solid / judged,
+            "cross_entropy": float(torch.stack(losses).mean()),
+        }
 
     def export(self, folder: Path) -> None:
         """Write the checkpoint of `init` with the weights in place as `pose.safetensors`."""
@@ -191,6 +257,20 @@ class PoseTask:
     def close(self) -> None:
         """Stop the workers."""
         self.stream.close()
+
+
+def forget(known: Tensor, cells: Tensor) -> None:
+    """Clear what is far from the players, in place: their maps have no ends and would show it again where it is not.
+
+    Args:
+        known: float32 [B, _MAP ** 3, 3].
+        cells: int64 [B, 3], where the players are.
+    """
+    span = torch.arange(_MAP, device=known.device)
+    off = ((span - cells[..., None] + _MAP // 2).remainder(_MAP) - _MAP // 2).abs()  # [B, 3, _MAP]
+    x, y, z = (off[:, axis] <= kept for axis, kept in enumerate((_KEPT[0], _KEPT[1], _KEPT[0])))
+    near = x[:, :, None, None] & z[:, None, :, None] & y[:, None, None, :]
+    known *= near.flatten(1)[..., None]
 
 
 def surface_weight(labels: Tensor) -> Tensor:

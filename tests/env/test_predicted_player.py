@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from decmem_env.model import WorldModel
+from decmem_env.model.checkpoint import WEIGHTS
+from decmem_env.model.pose_predictor import FILE
 
 from decmem_env.conventions.actions import parse_action_string
 from decmem_env.pose_score import Scorer, contact_walks, errors, reckoned, set_right
@@ -33,6 +36,14 @@ def test_with_a_true_map_a_player_moves_as_the_true_one(walks, method, monkeypat
     scorer.walks, scorer.progress, scorer.players = walks, lambda count: None, TrueSight(walks.worlds)
     monkeypatch.setattr(Scorer, "true_latents", lambda self, t, poses: None)
     assert errors(scorer.run(method), walks).max() < 1e-6
+
+
+@pytest.mark.skipif(not (WEIGHTS / "tiny" / FILE).is_file(), reason="no pose predictor is bundled")
+def test_the_bundled_predictor_is_twice_as_good_as_dead_reckoning():
+    walks = contact_walks(range(7_000_000, 7_000_003), 100)
+    scorer = Scorer(WorldModel.from_pretrained("tiny", device="cpu"), walks, lambda count: None)
+    reckoning = errors(reckoned(walks), walks).mean()
+    assert errors(scorer.run("true_closed"), walks).mean() < 0.5 * reckoning
 
 
 def test_the_map_moves_along_on_long_ways():
@@ -73,9 +84,9 @@ def test_a_speed_is_inferred_where_the_step_was_wrong():
     player = PredictedPlayer(np.array([0.5, 5.0, 0.5, 0.0, 0.0]))
     before, true = np.array([0.5, 5.0, 0.5, 0.0, 0.0]), np.array([0.5, 4.78, 0.5, 0.0, 0.0])
     set_right(player, before, before, true)
-    assert player.simulator.rise[0] == pytest.approx(-0.44)
+    assert player.simulator.rise[0] == pytest.approx(-0.44) and player.climb == pytest.approx(-0.22)
     set_right(player, true, before, np.array([0.5, 6.0, 0.5, 0.0, 0.0]))
-    assert player.simulator.rise[0] == 0.0
+    assert player.simulator.rise[0] == 0.0 and player.climb == pytest.approx(1.22)
 
 
 def test_breaking_and_placing_change_the_map():

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from decmem_env.model.pose_predictor import AIR, CELLS, SOLID, WATER, template
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .latents import LatentPool
@@ -73,6 +74,7 @@ class SurroundingsPool(LatentPool):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self.stamps = np.full(self.capacity, -1)  # which trajectory a slot holds, counted from the first
         self.labels = torch.zeros((self.capacity, self.length, CELLS), dtype=torch.uint8, device=self.renderer.device)
 
     def _insert(self, episodes: Episodes) -> int:
@@ -82,7 +84,8 @@ class SurroundingsPool(LatentPool):
         blocks = torch.from_numpy(episodes.blocks).to(self.labels.device, copy=True)
         cells = split_poses(torch.from_numpy(episodes.poses))[0]
         for row in range(len(cells)):
-            target = self.labels[(self.added + row) % self.capacity]
+            slot = (self.added + row) % self.capacity
+            self.stamps[slot], target = self.added + row, self.labels[slot]
 
             def look(start: int, stop: int, row: int = row, target: Tensor = target) -> None:
                 target[start:stop] = surroundings(blocks, cells[row, start:stop])
@@ -90,9 +93,8 @@ class SurroundingsPool(LatentPool):
             draw_edited(blocks, no_edits() if episodes.edits is None else episodes.edits[row], self.length, look)
         return super()._insert(episodes)
 
-    def pieces(self, count: int, frames: int, rng: np.random.Generator) -> SurroundingsBatch:
-        """Draw `count` pieces of `frames` consecutive frames."""
-        which, start = rng.integers(0, self.count, count), rng.integers(0, self.length - frames + 1, count)
+    def pieces(self, which: NDArray[np.int64], start: NDArray[np.int64], frames: int) -> SurroundingsBatch:
+        """Cut pieces of `frames` consecutive frames from the trajectories in slots `which` [B], from `start` [B] on."""
         index = start[:, None] + np.arange(frames)
         device = self.latents.device
         take = torch.from_numpy(which[:, None] * self.length + index).to(device)
@@ -107,3 +109,33 @@ class SurroundingsPool(LatentPool):
             torch.from_numpy(poses[..., 1] - before).float().to(device),
             self.labels.flatten(0, 1)[take].long(),
         )
+
+
+class Followers:
+    """Rows that follow trajectories of a pool, a piece at a time: what was seen in one piece is known in the next.
+
+    Args:
+        pool: Where the trajectories are.
+        rows: B.
+        frames: Of a piece.
+    """
+
+    def __init__(self, pool: SurroundingsPool, rows: int, frames: int) -> None:
+        self.pool, self.frames = pool, frames
+        self._slot, self._stamp = np.zeros(rows, np.int64), np.full(rows, -2)
+        self._start = np.zeros(rows, np.int64)
+        self._begun = False
+
+    def next(self, rng: np.random.Generator) -> tuple[SurroundingsBatch, NDArray[np.bool_]]:
+        """The next piece of every row, and which rows began another trajectory with it, bool [B]."""
+        pool, frames = self.pool, self.frames
+        self._start += frames
+        over = self._start + frames > pool.length
+        fresh = over | (pool.stamps[self._slot] != self._stamp)  # or the pool needed the slot
+        count = int(fresh.sum())
+        # At first anywhere, so that rows do not come to their ends together.
+        latest = min(frames - 1, pool.length - frames) if self._begun else pool.length - frames
+        self._slot[fresh], self._start[fresh] = rng.integers(0, pool.count, count), rng.integers(0, latest + 1, count)
+        self._stamp[fresh] = pool.stamps[self._slot[fresh]]
+        self._begun = True
+        return pool.pieces(self._slot, self._start, frames), fresh
