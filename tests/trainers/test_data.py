@@ -7,7 +7,7 @@ import torch
 from decmem_env.trainers.config import ConfigError, DataConfig, load_config
 from decmem_env.trainers.data.frames import FramePool
 from decmem_env.trainers.data.latents import LatentPool
-from decmem_env.trainers.data.splice import OLDEST, YOUNGEST, age, revisit_table, sample_clip
+from decmem_env.trainers.data.splice import OLDEST, STRIDE, YOUNGEST, age, jumping_clip, revisit_table, sample_clip
 from decmem_env.trainers.data.stream import Episodes, EpisodeStream
 from decmem_env.trainers.data.voxel import VALIDATION_JOB, VALIDATION_SEED, EpisodeRenderer, VoxelJob
 from decmem_env.trainers.data.worldmem import ClipJob, fit_frames, read_index
@@ -78,11 +78,22 @@ def test_splices_never_jump_over_a_change():
     assert gaps > 100
 
 
-def test_a_splice_may_have_many_pieces():
+def test_jumping_clips_mostly_return_to_what_they_have_shown():
     rng = np.random.default_rng(0)
-    table = revisit_table(there_and_back(512))
-    cuts = [int((np.diff(sample_clip(table, 512, 96, 1.0, rng, pieces=9)) > 1).sum()) for _ in range(200)]
-    assert max(cuts) == 8 and 0.3 < np.mean([count == 1 for count in cuts]) < 0.7
+    poses = there_and_back(512)
+    table, returns, jumps = revisit_table(poses), 0, 0
+    for _ in range(60):
+        index, times = jumping_clip(table, 512, 96, 12, rng)
+        assert index.shape == times.shape == (96,) and index.min() >= 0 and index.max() < 512
+        assert (np.diff(times) > 0).all()
+        for t in np.flatnonzero(np.diff(index) != 1) + 1:
+            assert t >= 16
+            jumps += 1
+            returns += int(table[index[t] // STRIDE, index[:t] // STRIDE].any())
+    assert jumps > 200 and returns > 0.7 * jumps
+    for frames in (2, 8, 9):
+        index, _ = jumping_clip(revisit_table(poses[:9]), 9, frames, 12, rng)
+        assert len(index) == frames
 
 
 def test_whole_clips_and_errors():

@@ -14,7 +14,7 @@ from decmem_env.conventions.actions import Action
 from decmem_env.conventions.poses import normalised_intrinsics, projective_matrices
 
 from ..config import DataConfig
-from .splice import age, revisit_table, sample_clip
+from .splice import age, jumping_clip, revisit_table, sample_clip
 from .stream import Episodes, EpisodeStream
 from .voxel import EpisodeRenderer
 
@@ -136,20 +136,28 @@ class LatentPool:
         while self.allowance > 0 and (episodes := self.stream.poll()) is not None:
             self.allowance -= self._insert(episodes)
 
+    def _clip(
+        self, slot: int, data: DataConfig, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Frame numbers and times of one clip of a trajectory."""
+        table, changes = self.tables[slot], self._changes(slot)
+        if rng.random() < data.jumps and not changes.any():
+            return jumping_clip(table, self.length, data.frames, data.pieces, rng)
+        index = sample_clip(table, self.length, data.frames, data.splice, rng, changes)
+        return index, index
+
     def sample(self, data: DataConfig, rng: np.random.Generator) -> ClipBatch:
-        """Draw a batch of clips, with the gaps (`splice`, `pieces`), ages (`aged`) and offsets of the settings."""
+        """Draw a batch of clips, with the gaps (`splice`), jumps, ages (`aged`) and offsets of the settings."""
         count = data.batch
         which = rng.integers(0, self.count, count)
-        options = data.frames, data.splice, rng
-        index = np.stack(
-            [sample_clip(self.tables[w], self.length, *options, self._changes(w), data.pieces) for w in which]
-        )
+        clips = [self._clip(int(w), data, rng) for w in which]
+        index, shown = (np.stack(part) for part in zip(*clips, strict=True))
         rows = which[:, None]
         device = self.latents.device
         take = torch.from_numpy(rows * self.length + index)
         take = take.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else take
         latents, changed = self.latents.flatten(0, 1)[take], self.changed.flatten(0, 1)[take]
-        times = np.stack([age(row, rng) if rng.random() < data.aged else row for row in index])
+        times = np.stack([age(row, rng) if rng.random() < data.aged else row for row in shown])
         start = rng.integers(0, data.frame_offset + 1, (count, 1))
         batch = make_batch(latents, self.actions[rows, index], self.poses[rows, index], times + start)
         return replace(batch, changed=changed)

@@ -42,7 +42,6 @@ def sample_clip(
     splice: float,
     rng: np.random.Generator,
     changes: NDArray[np.bool_] | None = None,
-    pieces: int = 3,
 ) -> NDArray[np.int64]:
     """Choose the frames of one training clip.
 
@@ -50,11 +49,10 @@ def sample_clip(
         table: `revisit_table` of the trajectory.
         length: L, frames of the trajectory.
         frames: T, frames of the clip, at most L.
-        splice: Probability of making the clip of several pieces with gaps.
+        splice: Probability of making the clip of two or three pieces with gaps.
         rng: Randomness.
         changes: bool [L], frames whose action breaks or places; no gap jumps over one, or the clip would show a world
             that changed for no reason the model can see.
-        pieces: Of a splice, at most; two are as likely as all other numbers together.
 
     Returns:
         int64 [T], strictly increasing frame numbers below L. Where possible the later pieces of a splice start
@@ -68,8 +66,7 @@ def sample_clip(
     room = length - frames
     if rng.random() >= splice or room < 2 or frames < 4:
         return np.arange(frames) + rng.integers(0, room + 1)
-    most = min(pieces, frames // 4)
-    sizes = _piece_lengths(frames, int(rng.integers(3, most + 1)) if most > 2 and rng.random() < 0.5 else 2, rng)
+    sizes = _piece_lengths(frames, 3 if frames >= 12 and rng.random() < 0.4 else 2, rng)
     # The first piece starts early enough that gaps of every length remain possible.
     start = int(rng.integers(0, max(room // 2, 1)))
     chosen = [np.arange(start, start + sizes[0])]
@@ -91,6 +88,43 @@ def sample_clip(
             start = int(rng.choice(starts, p=weight / weight.sum()))
         chosen.append(np.arange(start, start + sizes[k]))
     return np.concatenate(chosen)
+
+
+def jumping_clip(
+    table: NDArray[np.bool_], length: int, frames: int, pieces: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A clip that jumps about in a trajectory whose world does not change.
+
+    On a walk, the frame before shows most of the next one: hardly a frame in a hundred can be known from memory alone.
+    Here every piece but the first begins far from what the window holds, three of four within sight of something that
+    an earlier piece has shown.
+
+    Args:
+        table: `revisit_table` of the trajectory.
+        length: L, frames of the trajectory.
+        frames: T, at most L.
+        pieces: At most, beside the first.
+        rng: Randomness.
+
+    Returns:
+        Frame numbers int64 [T] below L, in any order, and the times at which they are shown, int64 [T], ascending.
+    """
+    first = int(rng.integers(max(1, frames // 6), max(1, frames // 2) + 1))
+    start = int(rng.integers(0, length - first + 1))
+    chosen, times = [np.arange(start, start + first)], [np.arange(first)]
+    seen = np.zeros(len(table), bool)
+    for size in _piece_lengths(
+        frames - first, int(rng.integers(1, max(1, min(pieces, (frames - first) // 4)) + 1)), rng
+    ):
+        seen[np.unique(chosen[-1] // STRIDE)] = True
+        starts = np.arange(length - size + 1)
+        if rng.random() < 0.75:
+            again = starts[table[:, seen].any(1)[starts // STRIDE]]
+            starts = again if len(again) else starts
+        start = int(rng.choice(starts))
+        chosen.append(np.arange(start, start + size))
+        times.append(times[-1][-1] + int(np.exp(rng.uniform(0.0, np.log(length)))) + np.arange(1, size + 1))
+    return np.concatenate(chosen), np.concatenate(times)
 
 
 def age(index: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
