@@ -92,7 +92,7 @@ def _marks(ok, entry, GROUP: tl.constexpr):
 @triton.jit
 def _own_bit(ok, rows, BLOCK: tl.constexpr):
     """The bit of a resident row's block in the entries of merged lists, 0 where not ``ok``."""
-    return tl.where(ok, 1 << (INDEX_BITS + rows // BLOCK), 0)
+    return tl.where(ok, 1 << (rows // BLOCK + INDEX_BITS), 0)
 
 
 @triton.jit
@@ -280,7 +280,7 @@ def key_gradient_kernel(
         used = _listed_members(
             offsets_ptr, entries_ptr, bk, head, j, groups, width, heads, batches, list_batch, list_heads, STEP
         )
-        counted = counted & (((used >> (INDEX_BITS + rows // KV_BLOCK)) & 1) != 0)
+        counted = counted & (((used >> (rows // KV_BLOCK + INDEX_BITS)) & 1) != 0)
     own = _own_bit(counted, rows, KV_BLOCK)
     dims = tl.arange(0, D_PAD)
     k_base = k_ptr + (bk * k_sb + h * k_sh) * ALIGN
@@ -317,15 +317,14 @@ def key_gradient_kernel(
             delta = _load_once(delta_ptr + first + token, ok, COPIES)
             logits = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
             pairs = _pairs(own, _marks(ok, listed, GROUP), GROUP)
+            if GROUP == 1:
+                # Rows of no key (padding, sizes) hold zeros in k; unmasked, exp2(0 - lse) may overflow.
+                pairs = pairs & counted[:, None]
             p = tl.exp2(tl.where(pairs, logits - lse2[None, :], float("-inf")))
             dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
             dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
             ds = p * (dp - delta[None, :])
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
-    if HAS_SIZES and GROUP == 1:
-        # Rows past a block's size hold zeros in k, and exp2(0 - lse) may even have overflowed.
-        dk = tl.where(counted[:, None], dk, 0.0)
-        dv = tl.where(counted[:, None], dv, 0.0)
     first_key = plane.to(tl.int64) * kv_blocks * KV_BLOCK
     _store_rows(dk_ptr + first_key * D, token_k, dk * scale, rows_ok, dims, D)
     _store_rows(dv_ptr + first_key * D, token_k, dv, rows_ok, dims, D)
