@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..dispatch import is_plain
-from . import checks
+from . import checks, native
 from .cpu import block_sparse_attention_cpu
 from .inverse import InverseLists, invert_lists
 from .naive import block_sparse_attention_naive
 from .op import run_forward, sparse_forward
 
-BACKENDS = ("naive", "cpu", "triton", "hopper")
+BACKENDS = ("naive", "cpu", "native", "triton", "hopper")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 __all__ = ["BACKENDS", "InverseLists", "block_sparse_attention", "invert_lists"]
@@ -25,7 +25,9 @@ def _choose(q: Tensor, k: Tensor, v: Tensor) -> str:
     if q.device.type == "cuda" and _HAS_TRITON:
         return "auto"
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    return "cpu" if q.device.type == "cpu" and not needs_grad else "naive"
+    if q.device.type != "cpu" or needs_grad:
+        return "naive"
+    return "native" if native.serves(q, k, v) else "cpu"
 
 
 @overload
@@ -94,7 +96,8 @@ def block_sparse_attention(
         scale: factor on the logits, default ``D ** -0.5``.
         backend: "hopper" (forward on GPUs of compute capability 9.0, bf16 or fp16, 64 or 128 channels, blocks of 65 to
             192 queries and 40 to 320 keys; the default where it serves), "triton" (CUDA; otherwise the default there),
-            "cpu" (no gradients; the default there without them), "naive".
+            "native" (CPU with a C compiler, fp32, no gradients; the default there where it serves), "cpu" (the same in
+            torch's operators), "naive".
         return_lse: also return the natural log-sum-exp, fp32 ``[B, H, Tq]`` (differentiable), to merge branches.
         inverse: :func:`invert_lists` of ``lists`` and ``counts``; pass it when several backward passes share them.
 
@@ -117,6 +120,10 @@ def block_sparse_attention(
         offsets, entries = inverse if inverse is not None else (None, None)
         run = run_forward if is_plain(q, k, v) else sparse_forward
         out, lse = run(q, k, v, lists, counts, kv_sizes, offsets, entries, q_block, kv_block, scale, backend)
+    elif backend == "native":
+        if not native.serves(q, k, v):
+            raise ValueError("block_sparse_attention: backend 'native' needs a C compiler, fp32 and channels in 32s")
+        out, lse = native.block_sparse_attention_native(q, k, v, lists, counts, kv_sizes, q_block, kv_block, scale)
     elif backend == "cpu":
         with torch.no_grad():
             out, lse = block_sparse_attention_cpu(

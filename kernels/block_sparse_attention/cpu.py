@@ -1,7 +1,6 @@
-"""Block-sparse attention for the CPU: gather the listed blocks, then one batched attention.
+"""Block-sparse attention for the CPU in torch's operators: gather the listed blocks, then one batched attention.
 
-For inference of the bundled model (a handful of query blocks, some hundred keys each). The time is that of copying the
-listed keys and values, so it does not depend on the length of the history.
+What `native.py` computes in place, for where that does not serve: no compiler, types other than fp32.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ def _options(kernel: str, q: Tensor, resident: int) -> tuple[int, int, dict[str,
         "TILE": tile,
         "TILES": triton.cdiv(resident, tile),
         "STEP": config.step,
+        "COPIES": max(1, 32 * config.warps // config.step),
         # fp32 means fp32: no tf32 rounding. Ignored for 16-bit types.
         "PRECISION": "ieee" if single else "tf32",
         "num_warps": config.warps,

@@ -35,7 +35,8 @@ def _jit(function):  # type: ignore[no-untyped-def]
 @triton.jit
 def _load_rows(base, token, stride, ok, dims, D: tl.constexpr, D_PAD: tl.constexpr):
     """Gather rows of D channels, zero where not ``ok`` (whatever the memory holds there) and in padded channels."""
-    pointers = base + token.to(tl.int64)[:, None] * stride + dims[None, :]
+    # The stride of a token is a 32-bit number: their product to 64 bits is then a single instruction.
+    pointers = base + (token.to(tl.int64) * stride.to(tl.int64))[:, None] + dims[None, :]
     if D == D_PAD:
         return tl.load(pointers, mask=ok[:, None], other=0.0)
     else:
@@ -50,31 +51,57 @@ def _store_rows(base, token, value, ok, dims, D: tl.constexpr):
 
 
 @triton.jit
+def _load_once(pointers, ok, COPIES: tl.constexpr):
+    """Load a number for each walked row, each by one thread, from where it is passed to those that need it.
+
+    Of fewer numbers than threads the compiler takes a load for cheap and repeats it, and the arithmetic of its address,
+    in every layout in which the numbers are used: for the columns of a product that is 16 addresses a thread instead of
+    one. COPIES of each make it as many numbers as threads.
+    """
+    if COPIES == 1:
+        return tl.load(pointers, mask=ok, other=0)
+    else:
+        copies = tl.zeros([COPIES, 1], tl.int32)
+        mask = ok[None, :] & (copies == 0)
+        return tl.max(tl.load(pointers[None, :] + copies, mask=mask, other=0), 0)
+
+
+@triton.jit
 def _flat_keys(
     list_base, sizes_ptr, start, total,
-    STEP: tl.constexpr, KV_BLOCK: tl.constexpr, HAS_SIZES: tl.constexpr, GROUP: tl.constexpr,
+    STEP: tl.constexpr, KV_BLOCK: tl.constexpr, HAS_SIZES: tl.constexpr, GROUP: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
-    """Key rows at positions ``start ...`` of the flat run of listed blocks, which of them count, and member bits."""
+    """Key rows at positions ``start ...`` of the flat run of listed blocks, which of them count, and their marks."""
     position = start + tl.arange(0, STEP)
     ok = position < total
     entry = position // KV_BLOCK
     row = position - entry * KV_BLOCK
-    block = tl.load(list_base + entry, mask=ok, other=0)
-    bits = block >> INDEX_BITS
-    if GROUP > 1:
-        block = block & INDEX_MASK
+    listed = _load_once(list_base + entry, ok, COPIES)
+    block = listed & INDEX_MASK if GROUP > 1 else listed
     if HAS_SIZES:
         ok = ok & (row < tl.load(sizes_ptr + block, mask=ok, other=0))
-    return block * KV_BLOCK + row, ok, bits
+    return block * KV_BLOCK + row, ok, _marks(ok, listed, GROUP)
 
 
 @triton.jit
-def _pairs(ok, bits, member, GROUP: tl.constexpr):
-    """Which (resident row, walked row) pairs count: the walked row does, and its entry is for the row's block."""
-    if GROUP > 1:
-        return ok[None, :] & (((bits[None, :] >> member[:, None]) & 1) != 0)
-    else:
-        return ok[None, :]
+def _marks(ok, entry, GROUP: tl.constexpr):
+    """What `_pairs` compares with a resident row's own bit: the entry with its members' bits, 0 where not ``ok``."""
+    return tl.where(ok, entry, 0) if GROUP > 1 else ok
+
+
+@triton.jit
+def _own_bit(ok, rows, BLOCK: tl.constexpr):
+    """The bit of a resident row's block in the entries of merged lists, 0 where not ``ok``."""
+    return tl.where(ok, 1 << (rows // BLOCK + INDEX_BITS), 0)
+
+
+@triton.jit
+def _pairs(own, marks, GROUP: tl.constexpr):
+    """Which (resident row, walked row) pairs count: the walked row does, and its entry is for the resident row's block.
+
+    It runs for every pair, like the exponential, where each instruction costs: this is one with a predicate.
+    """
+    return (own[:, None] & marks[None, :]) != 0 if GROUP > 1 else marks[None, :]
 
 
 @_jit
@@ -83,8 +110,8 @@ def forward_kernel(
     q_sb, q_sh, q_st, k_sb, k_sh, k_st, v_sb, v_sh, v_st, l_sb, l_sh, l_st, c_sb, c_sh,
     heads, q_blocks, scale,
     Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, TILE: tl.constexpr,
-    TILES: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr, ALIGN: tl.constexpr, HAS_SIZES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    TILES: tl.constexpr, STEP: tl.constexpr, COPIES: tl.constexpr, GROUP: tl.constexpr, ALIGN: tl.constexpr,
+    HAS_SIZES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of one query block; online softmax over its listed keys."""
     program = tl.program_id(0)
@@ -98,33 +125,33 @@ def forward_kernel(
     rows = tile * TILE + tl.arange(0, TILE)
     token_q = n * (GROUP * Q_BLOCK) + rows
     rows_ok = (rows < GROUP * Q_BLOCK) & (token_q < q_blocks * Q_BLOCK)
-    member = rows // Q_BLOCK
+    own = _own_bit(rows_ok, rows, Q_BLOCK)
     dims = tl.arange(0, D_PAD)
-    q = _load_rows(q_ptr + (b * q_sb + h * q_sh) * ALIGN, token_q, q_st.to(tl.int64) * ALIGN, rows_ok, dims, D, D_PAD)
+    q = _load_rows(q_ptr + (b * q_sb + h * q_sh) * ALIGN, token_q, q_st * ALIGN, rows_ok, dims, D, D_PAD)
+    # With a positive factor the greatest product is the greatest logit, so the factor need not be applied to find it.
+    q = tl.where(scale < 0, -q, q)
+    scale2 = tl.maximum(tl.abs(scale), 1e-30) * LOG2E
     k_base = k_ptr + (b * k_sb + h * k_sh) * ALIGN
     v_base = v_ptr + (b * v_sb + h * v_sh) * ALIGN
-    k_row = k_st.to(tl.int64) * ALIGN
-    v_row = v_st.to(tl.int64) * ALIGN
+    k_row = k_st * ALIGN
+    v_row = v_st * ALIGN
     list_base = lists_ptr + b * l_sb + h * l_sh + n.to(tl.int64) * l_st
     total = tl.load(counts_ptr + b * c_sb + h * c_sh + n) * KV_BLOCK
 
     top = tl.full([TILE], float("-inf"), tl.float32)
     weight = tl.zeros([TILE], tl.float32)
     acc = tl.zeros([TILE, D_PAD], tl.float32)
-    scale2 = scale * LOG2E
     for start in range(0, total, STEP):
-        token, ok, bits = _flat_keys(list_base, sizes_ptr, start, total, STEP, KV_BLOCK, HAS_SIZES, GROUP)
+        token, ok, marks = _flat_keys(list_base, sizes_ptr, start, total, STEP, KV_BLOCK, HAS_SIZES, GROUP, COPIES)
         k = _load_rows(k_base, token, k_row, ok, dims, D, D_PAD)
-        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        logits = tl.where(_pairs(ok, bits, member, GROUP), logits, float("-inf"))
-        new_top = tl.maximum(top, tl.max(logits, 1))
-        if HAS_SIZES or GROUP > 1:
-            # All blocks so far may have had size 0, or be for other members.
-            reference = tl.where(new_top == float("-inf"), 0.0, new_top)
-        else:
-            reference = new_top
-        p = tl.exp2(logits - reference[:, None])
-        shrink = tl.exp2(top - reference)
+        products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # Added, not selected: else the compiler moves the products to the layout of the marks instead of the reverse.
+        products += tl.where(_pairs(own, marks, GROUP), 0.0, float("-inf"))
+        new_top = tl.maximum(top, tl.max(products, 1))
+        # All blocks so far may have had size 0, or be for other members.
+        reference = tl.where(new_top == float("-inf"), 0.0, new_top * scale2)
+        p = tl.exp2(products * scale2 - reference[:, None])
+        shrink = tl.exp2(top * scale2 - reference)
         weight = weight * shrink + tl.sum(p, 1)
         v = _load_rows(v_base, token, v_row, ok, dims, D, D_PAD)
         acc = acc * shrink[:, None]
@@ -133,7 +160,7 @@ def forward_kernel(
 
     empty = weight == 0.0
     weight = tl.where(empty, 1.0, weight)
-    lse = tl.where(empty, float("-inf"), (top + tl.log2(weight)) * LN2)
+    lse = tl.where(empty, float("-inf"), (top * scale2 + tl.log2(weight)) * LN2)
     first = plane.to(tl.int64) * q_blocks * Q_BLOCK
     tl.store(lse_ptr + first + token_q, lse, mask=rows_ok)
     _store_rows(out_ptr + first * D, token_q, acc / weight[:, None], rows_ok, dims, D)
@@ -145,8 +172,8 @@ def query_gradient_kernel(
     q_sb, q_sh, q_st, k_sb, k_sh, k_st, v_sb, v_sh, v_st, do_sb, do_sh, do_st, l_sb, l_sh, l_st, c_sb, c_sh,
     heads, q_blocks, scale,
     Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, TILE: tl.constexpr,
-    TILES: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr, ALIGN: tl.constexpr, HAS_SIZES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    TILES: tl.constexpr, STEP: tl.constexpr, COPIES: tl.constexpr, GROUP: tl.constexpr, ALIGN: tl.constexpr,
+    HAS_SIZES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: dQ of one tile of one query block; also writes delta, which the key gradient needs."""
     program = tl.program_id(0)
@@ -160,13 +187,13 @@ def query_gradient_kernel(
     rows = tile * TILE + tl.arange(0, TILE)
     token_q = n * (GROUP * Q_BLOCK) + rows
     rows_ok = (rows < GROUP * Q_BLOCK) & (token_q < q_blocks * Q_BLOCK)
-    member = rows // Q_BLOCK
+    own = _own_bit(rows_ok, rows, Q_BLOCK)
     dims = tl.arange(0, D_PAD)
     first = plane.to(tl.int64) * q_blocks * Q_BLOCK
-    q = _load_rows(q_ptr + (b * q_sb + h * q_sh) * ALIGN, token_q, q_st.to(tl.int64) * ALIGN, rows_ok, dims, D, D_PAD)
-    do_row = do_st.to(tl.int64) * ALIGN
+    q = _load_rows(q_ptr + (b * q_sb + h * q_sh) * ALIGN, token_q, q_st * ALIGN, rows_ok, dims, D, D_PAD)
+    do_row = do_st * ALIGN
     do = _load_rows(do_ptr + (b * do_sb + h * do_sh) * ALIGN, token_q, do_row, rows_ok, dims, D, D_PAD)
-    out = _load_rows(out_ptr + first * D, token_q, D, rows_ok, dims, D, D_PAD)
+    out = _load_rows(out_ptr + first * D, token_q, tl.full([], D, tl.int32), rows_ok, dims, D, D_PAD)
     lse = tl.load(lse_ptr + first + token_q, mask=rows_ok, other=0.0)
     dlse = tl.load(dlse_ptr + first + token_q, mask=rows_ok, other=0.0)
     delta = tl.sum(out.to(tl.float32) * do.to(tl.float32), 1) - dlse
@@ -177,22 +204,44 @@ def query_gradient_kernel(
 
     k_base = k_ptr + (b * k_sb + h * k_sh) * ALIGN
     v_base = v_ptr + (b * v_sb + h * v_sh) * ALIGN
-    k_row = k_st.to(tl.int64) * ALIGN
-    v_row = v_st.to(tl.int64) * ALIGN
+    k_row = k_st * ALIGN
+    v_row = v_st * ALIGN
     list_base = lists_ptr + b * l_sb + h * l_sh + n.to(tl.int64) * l_st
     total = tl.load(counts_ptr + b * c_sb + h * c_sh + n) * KV_BLOCK
     acc = tl.zeros([TILE, D_PAD], tl.float32)
     scale2 = scale * LOG2E
     for start in range(0, total, STEP):
-        token, ok, bits = _flat_keys(list_base, sizes_ptr, start, total, STEP, KV_BLOCK, HAS_SIZES, GROUP)
+        token, ok, marks = _flat_keys(list_base, sizes_ptr, start, total, STEP, KV_BLOCK, HAS_SIZES, GROUP, COPIES)
         k = _load_rows(k_base, token, k_row, ok, dims, D, D_PAD)
         v = _load_rows(v_base, token, v_row, ok, dims, D, D_PAD)
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        p = tl.exp2(tl.where(_pairs(ok, bits, member, GROUP), logits - lse2[:, None], float("-inf")))
+        p = tl.exp2(tl.where(_pairs(own, marks, GROUP), logits - lse2[:, None], float("-inf")))
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         ds = p * (dp - delta[:, None])
         acc = tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
     _store_rows(dq_ptr + first * D, token_q, acc * scale, rows_ok, dims, D)
+
+
+@triton.jit
+def _listed_members(
+    counts_ptr, entries_ptr, batch, head, group, groups, width, heads, batches, list_batch, list_heads,
+    STEP: tl.constexpr,
+):  # fmt: skip
+    """Which members of a group of key blocks any merged list names: their bits, from ``INDEX_BITS`` up."""
+    seen = tl.zeros([STEP], tl.int32)
+    for row in range(0, batches):
+        slot = (((batch + row) % list_batch) * list_heads + head % list_heads) * groups + group
+        count = tl.load(counts_ptr + slot)
+        for start in range(0, count, STEP):
+            place = start + tl.arange(0, STEP)
+            seen |= tl.load(entries_ptr + slot * width + place, mask=place < count, other=0)
+    return tl.reduce(seen, 0, _either)
+
+
+@triton.jit
+def _either(a, b):
+    """Bits of both."""
+    return a | b
 
 
 @_jit
@@ -201,8 +250,8 @@ def key_gradient_kernel(
     q_sb, q_sh, q_st, k_sb, k_sh, k_st, v_sb, v_sh, v_st, do_sb, do_sh, do_st,
     heads, q_blocks, kv_blocks, list_batch, list_heads, batches, width, scale,
     Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, TILE: tl.constexpr,
-    TILES: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr, ALIGN: tl.constexpr, HAS_SIZES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    TILES: tl.constexpr, STEP: tl.constexpr, COPIES: tl.constexpr, GROUP: tl.constexpr, ALIGN: tl.constexpr,
+    HAS_SIZES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: dK and dV of one tile of keys; walks the queries of the inverse list (transposed logits).
 
@@ -222,18 +271,24 @@ def key_gradient_kernel(
     rows = tile * TILE + tl.arange(0, TILE)
     token_k = j * (GROUP * KV_BLOCK) + rows
     rows_ok = (rows < GROUP * KV_BLOCK) & (token_k < kv_blocks * KV_BLOCK)
-    member = rows // KV_BLOCK
     counted = rows_ok
     if HAS_SIZES:
-        own = j * GROUP + member
-        counted = rows_ok & (rows - member * KV_BLOCK < tl.load(sizes_ptr + own, mask=rows_ok, other=0))
+        member = rows // KV_BLOCK
+        counted = rows_ok & (rows - member * KV_BLOCK < tl.load(sizes_ptr + j * GROUP + member, mask=rows_ok, other=0))
+    if GROUP > 1:
+        # Members that nobody lists may be uninitialised memory: their rows are not read.
+        used = _listed_members(
+            offsets_ptr, entries_ptr, bk, head, j, groups, width, heads, batches, list_batch, list_heads, STEP
+        )
+        counted = counted & (((used >> (rows // KV_BLOCK + INDEX_BITS)) & 1) != 0)
+    own = _own_bit(counted, rows, KV_BLOCK)
     dims = tl.arange(0, D_PAD)
     k_base = k_ptr + (bk * k_sb + h * k_sh) * ALIGN
     v_base = v_ptr + (bk * v_sb + h * v_sh) * ALIGN
-    k = _load_rows(k_base, token_k, k_st.to(tl.int64) * ALIGN, counted, dims, D, D_PAD)
-    v = _load_rows(v_base, token_k, v_st.to(tl.int64) * ALIGN, counted, dims, D, D_PAD)
-    q_row = q_st.to(tl.int64) * ALIGN
-    do_row = do_st.to(tl.int64) * ALIGN
+    k = _load_rows(k_base, token_k, k_st * ALIGN, counted, dims, D, D_PAD)
+    v = _load_rows(v_base, token_k, v_st * ALIGN, counted, dims, D, D_PAD)
+    q_row = q_st * ALIGN
+    do_row = do_st * ALIGN
     dk = tl.zeros([TILE, D_PAD], tl.float32)
     dv = tl.zeros([TILE, D_PAD], tl.float32)
     scale2 = scale * LOG2E
@@ -253,25 +308,22 @@ def key_gradient_kernel(
             position = start + tl.arange(0, STEP)
             ok = position < total
             entry = position // Q_BLOCK
-            block = tl.load(entries_ptr + begin + entry, mask=ok, other=0)
-            bits = block >> INDEX_BITS
-            if GROUP > 1:
-                block = block & INDEX_MASK
+            listed = _load_once(entries_ptr + begin + entry, ok, COPIES)
+            block = listed & INDEX_MASK if GROUP > 1 else listed
             token = block * Q_BLOCK + (position - entry * Q_BLOCK)
             q = _load_rows(q_base, token, q_row, ok, dims, D, D_PAD)
             do = _load_rows(do_base, token, do_row, ok, dims, D, D_PAD)
-            lse2 = tl.load(lse_ptr + first + token, mask=ok, other=0.0) * LOG2E
-            delta = tl.load(delta_ptr + first + token, mask=ok, other=0.0)
+            lse2 = _load_once(lse_ptr + first + token, ok, COPIES) * LOG2E
+            delta = _load_once(delta_ptr + first + token, ok, COPIES)
             logits = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
-            # Rows of no key (padding, sizes) hold zeros in k; unmasked, exp2(0 - lse) may overflow.
-            pairs = _pairs(ok, bits, member, GROUP) & counted[:, None]
+            pairs = _pairs(own, _marks(ok, listed, GROUP), GROUP)
+            if GROUP == 1:
+                # Rows of no key (padding, sizes) hold zeros in k; unmasked, exp2(0 - lse) may overflow.
+                pairs = pairs & counted[:, None]
             p = tl.exp2(tl.where(pairs, logits - lse2[None, :], float("-inf")))
             dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
             dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
             ds = p * (dp - delta[None, :])
-            if GROUP > 1:
-                # Members that nobody lists may be uninitialised memory.
-                ds = tl.where(pairs, ds, 0.0)
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     first_key = plane.to(tl.int64) * kv_blocks * KV_BLOCK
     _store_rows(dk_ptr + first_key * D, token_k, dk * scale, rows_ok, dims, D)

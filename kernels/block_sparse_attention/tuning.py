@@ -42,7 +42,7 @@ TUNING: dict[tuple[str, int, int], Config] = {
     ("query_gradient", 32, 64): Config(64, 2, 3),
     ("query_gradient", 32, 128): Config(32, 4, 3),
     ("query_gradient", 64, 32): Config(64, 4, 3),
-    ("query_gradient", 64, 64): Config(32, 4, 2),
+    ("query_gradient", 64, 64): Config(64, 4, 2),
     ("query_gradient", 64, 128): Config(64, 4, 3),
     ("query_gradient", 128, 32): Config(64, 4, 3),
     ("query_gradient", 128, 64): Config(64, 8, 3),

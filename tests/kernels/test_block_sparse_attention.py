@@ -1,9 +1,13 @@
 import itertools
 import math
+import platform
 
 import pytest
 import torch
 from decmem_env.kernels import block_sparse_attention, invert_lists, pool_blocks, select_blocks
+from decmem_env.kernels.block_sparse_attention import native
+
+from decmem_env.conventions import native as compiler
 
 DEVICES = [
     pytest.param(
@@ -101,6 +105,48 @@ def test_naive_and_cpu_match_loops(shape):
     assert_near(run("cpu", q, k, v, lists, counts, options, grad=False), want, 1e-5)
 
 
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_native_matches_loops(shape):
+    q, k, v, lists, counts, options = make(**shape)
+    if not native.serves(q, k, v):
+        with pytest.raises(ValueError, match="needs a C compiler"):
+            run("native", q, k, v, lists, counts, options, grad=False)
+        return
+    for factor in (1.0, 16.0):
+        want = by_loops(q * factor, k, v, lists, counts, **options)
+        assert_near(run("native", q * factor, k, v, lists, counts, options, grad=False), want, 1e-5)
+
+
+@pytest.mark.skipif(native.load() is None, reason="no C compiler")
+@pytest.mark.parametrize("flags", [("-mno-avx512f",), ("-mno-avx",)], ids=["32-byte registers", "16-byte registers"])
+def test_native_with_shorter_registers(flags, monkeypatch):
+    if platform.machine() != "x86_64":
+        pytest.skip("flags of x86-64")
+    monkeypatch.setattr(compiler, "_FLAGS", (("-march=x86-64-v3", *flags, "-fopenmp"), ("-march=x86-64-v3", *flags)))
+    path = compiler.built(native._SOURCE, flags)
+    assert path is not None
+    library = native.bind(path)
+    monkeypatch.setattr(native, "load", lambda: library)
+    q, k, v, lists, counts, options = make(queries=17, blocks=15, length=6, sizes=True, batch=1)
+    assert_near(
+        run("native", q, k, v, lists, counts, options, grad=False), by_loops(q, k, v, lists, counts, **options), 1e-5
+    )
+
+
+@pytest.mark.skipif(native.load() is None, reason="no C compiler")
+def test_native_gives_the_same_bits_whatever_the_threads():
+    q, k, v, lists, counts, options = make(queries=17, blocks=15, length=6)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(run("native", q, k, v, lists, counts, options, grad=False))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("programs", [0, 10**9], ids=["merged", "apart"])
@@ -132,16 +178,19 @@ def test_half_precision_at_large_logits(dtype, factor, device, programs, monkeyp
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("backend", ["triton", "triton merged", "naive", "cpu"])
+@pytest.mark.parametrize("backend", ["triton", "triton merged", "naive", "cpu", "native"])
 def test_memory_that_is_not_listed_is_never_used(backend, device, monkeypatch):
     from decmem_env.kernels.block_sparse_attention import grouping
 
     monkeypatch.setattr(grouping, "MIN_PROGRAMS", 0 if backend == "triton merged" else 10**9)
     backend = backend.split()[0]
-    if backend == "cpu" and device == "cuda":
-        pytest.skip("the cpu backend is for the CPU")
+    if backend in ("cpu", "native") and device == "cuda":
+        pytest.skip("for the CPU")
+    if backend == "native" and native.load() is None:
+        pytest.skip("no C compiler")
     q, k, v, lists, counts, options = make(device=device, blocks=8, sizes=True, key_batch=1, batch=2, seed=2)
-    naive = run("naive", q, k, v, lists, counts, options, grad=backend != "cpu")
+    grad = backend not in ("cpu", "native")
+    naive = run("naive", q, k, v, lists, counts, options, grad=grad)
     within = torch.arange(10, device=device) < options["kv_sizes"][:, None]
     used = torch.zeros(1, 2, 8, dtype=torch.bool, device=device)
     for b in range(2):
@@ -151,7 +200,7 @@ def test_memory_that_is_not_listed_is_never_used(backend, device, monkeypatch):
     spoiled = ~(used[..., None] & within).flatten(2)[..., None]
     assert spoiled.any()
     k, v = k.masked_fill(spoiled, math.nan), v.masked_fill(spoiled, math.nan)
-    got = run(backend, q, k, v, lists, counts, options, grad=backend != "cpu")
+    got = run(backend, q, k, v, lists, counts, options, grad=grad)
     assert_near(got, naive, 1e-5)
 
 
@@ -180,8 +229,9 @@ def test_any_strides(device):
     got = block_sparse_attention(interleaved, cache[:, :, 20:70], odd, lists, counts, backend="triton", **options)
     assert_near([got], want, 1e-5)
     if device == "cpu":
-        got = block_sparse_attention(interleaved, cache[:, :, 20:70], odd, lists, counts, backend="cpu", **options)
-        assert_near([got], want, 1e-5)
+        for backend in ("cpu", *(["native"] if native.load() else [])):
+            rows = interleaved, cache[:, :, 20:70], odd
+            assert_near([block_sparse_attention(*rows, lists, counts, backend=backend, **options)], want, 1e-5)
     turned = k.transpose(2, 3).contiguous().transpose(2, 3)
     assert_near([block_sparse_attention(q, turned, v, lists, counts, backend="triton", **options)], want, 1e-6)
 
@@ -248,7 +298,7 @@ def test_default_backend_on_the_cpu_has_gradients():
     assert block_sparse_attention(q, k, v, lists, counts, **options).requires_grad
     with torch.no_grad():
         a = block_sparse_attention(q, k, v, lists, counts, **options)
-        b = block_sparse_attention(q, k, v, lists, counts, backend="cpu", **options)
+        b = block_sparse_attention(q, k, v, lists, counts, backend="native" if native.load() else "cpu", **options)
     assert torch.equal(a, b)
 
 
