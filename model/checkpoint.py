@@ -67,9 +67,14 @@ def find(name: str) -> Path:
     Raises:
         CheckpointError: Nothing there; the message lists what there is.
     """
-    for folder in (WEIGHTS / name, Path(name) / "export", Path(name)):
-        if all((folder / file).is_file() for file in FILES):
-            return folder
+    here = [folder for folder in (Path(name) / "export", Path(name)) if _is_whole(folder)]
+    if not Path(name).is_absolute() and _is_whole(WEIGHTS / name):
+        if here:
+            # Somebody once measured the bundled weights in place of the ones in a folder of their name.
+            warnings.warn(f"checkpoint {name} is the bundled one; ./{name} means the folder here", stacklevel=2)
+        return WEIGHTS / name
+    if here:
+        return here[0]
     path = Path(name)
     if _is_foreign(path):
         raise CheckpointError(f"checkpoint {name} holds weights of another project: {_conversion(name)}")
@@ -82,6 +87,10 @@ def find(name: str) -> Path:
         f"checkpoint {name!r} does not exist: expected one of {', '.join(bundled())}, a folder with "
         f"{', '.join(FILES)}, or a hub id owner/name"
     )
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / file).is_file() for file in FILES)
 
 
 def _is_foreign(path: Path) -> bool:

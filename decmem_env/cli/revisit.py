@@ -62,6 +62,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--per-world", type=positive, default=4, metavar="N", help="with --edits: of each (default: 4)")
     parser.add_argument("--sheet", type=Path, metavar="F", help="with --edits: right and wrong returns (PNG)")
     parser.add_argument("--batch", type=positive, metavar="N", help="sessions in one forward pass")
+    parser.add_argument(
+        "--budget-gib",
+        type=float,
+        metavar="G",
+        help="for the memory (default: half of what is free; say less to share a GPU)",
+    )
     parser.add_argument("--json", type=Path, metavar="F", help="write the records here")
     parser.add_argument("--html", type=Path, metavar="F", help="write the page here")
     parser.set_defaults(run=run)
@@ -79,7 +85,8 @@ def run(options: argparse.Namespace) -> int:
         if path is not None and path.is_dir():
             raise CommandError(f"{path} is a folder: name a file")
     device = resolve_device(options.device)
-    budget = generous_budget(device) // (2 if options.window_checkpoint else 1)
+    budget = generous_budget(device) if options.budget_gib is None else int(options.budget_gib * 2**30)
+    budget //= 2 if options.window_checkpoint else 1
     model = load_model(options.checkpoint, device, budget)
     forgetful = load_model(options.window_checkpoint, device, budget) if options.window_checkpoint else None
 

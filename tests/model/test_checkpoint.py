@@ -54,6 +54,15 @@ def test_files_that_changed_are_read_again(folder):
     assert after.config.top_k == 5 and after.sha256 != before.sha256
 
 
+def test_a_folder_with_a_bundled_name_is_not_taken_for_it_silently(folder, tmp_path, monkeypatch):
+    folder.rename(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="tiny is the bundled one; ./tiny means the folder here"):
+        bundled = WorldModel.from_pretrained("tiny", memory_budget=64 << 20)
+    assert bundled.config.width == 320
+    assert WorldModel.from_pretrained("./tiny", memory_budget=8 << 20).config.width < 320
+
+
 def test_errors_name_what_is_wrong(folder, tmp_path):
     with pytest.raises(CheckpointError, match="'nonsense' does not exist: expected one of .*debug"):
         WorldModel.from_pretrained("nonsense")
