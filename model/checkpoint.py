@@ -68,7 +68,7 @@ def find(name: str) -> Path:
         CheckpointError: Nothing there; the message lists what there is.
     """
     here = [folder for folder in (Path(name) / "export", Path(name)) if _is_whole(folder)]
-    if not Path(name).is_absolute() and _is_whole(WEIGHTS / name):
+    if Path(name).name == name and _is_whole(WEIGHTS / name):
         if here:
             # Somebody once measured the bundled weights in place of the ones in a folder of their name.
             warnings.warn(f"checkpoint {name} is the bundled one; ./{name} means the folder here", stacklevel=2)
