@@ -12,7 +12,8 @@ from torch import Tensor
 from ..kernels.gather_blocks import Source, quantise_blocks
 from .config import ModelConfig
 from .host_memory import HostPages, Places
-from .memory_layout import Layout
+from .memory_layout import Layout, copied_type, stored_type
+from .reserve import reserve
 
 Slots = NDArray[np.int64]
 
@@ -42,20 +43,22 @@ class PageStore:
         config: Sizes.
         device: Of the pages.
         dtype: Of the products.
-        memory_dtype: `int8` or None.
+        memory_dtype: See `memory_layout.frame_bytes`.
         layout: How many pages.
 
     Attributes:
         capacity: Pages on the device.
         limit: Slots: frames that can be remembered, on the device or on the host.
         storage: Type of keys and values in memory.
+        copied: Type of keys and values that attention reads.
     """
 
     def __init__(
         self, config: ModelConfig, device: torch.device, dtype: torch.dtype, memory_dtype: str | None, layout: Layout
     ) -> None:
         self.config, self.device, self.dtype, self.memory_dtype = config, device, dtype, memory_dtype
-        self.layout, self.storage = layout, dtype if memory_dtype is None else torch.int8
+        self.layout = layout
+        self.storage, self.copied = stored_type(dtype, memory_dtype), copied_type(dtype, memory_dtype)
         self.capacity, self.limit = layout.pages, layout.pages + layout.host_pages
         layers, heads, dim = range(config.depth), config.heads, config.head_dim
         rows = (heads, self.capacity, config.tokens, dim)
@@ -63,15 +66,20 @@ class PageStore:
             (heads, self.limit, config.blocks_per_frame, dim),
             (2, heads, self.limit, config.blocks_per_frame),
         )
-        self._keys = [torch.empty(rows, dtype=self.storage, device=device) for _ in layers]
-        self._values = [torch.empty(rows, dtype=self.storage, device=device) for _ in layers]
-        self._pooled = [torch.empty(means, device=device) for _ in layers]
-        self._scales = [torch.empty(scales, device=device) for _ in layers if memory_dtype is not None]
+        self._keys = [reserve(rows, self.storage, device) for _ in layers]
+        self._values = [reserve(rows, self.storage, device) for _ in layers]
+        self._pooled = [reserve(means, torch.float32, device) for _ in layers]
+        self._scales = [torch.empty(scales, device=device) for _ in layers if self.in_bytes]
         self.places = Places(self.limit, self.capacity, device)
         self.host: HostPages | None = None
         if layout.host_pages:
             shape = (config.depth, 2, heads, config.tokens, dim)
             self.host = HostPages(layout.host_pages, shape, self.storage, device)
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether keys and values are stored in 8 bits, which attention reads by way of copies."""
+        return self.storage == torch.int8
 
     def keys(self, layer: int) -> tuple[Tensor, Tensor]:
         """All keys and values of a layer, each a view [1, H, capacity * N, D]."""
@@ -99,8 +107,8 @@ class PageStore:
         return taken.transpose(0, 1)
 
     def direct(self, slots: Slots) -> bool:
-        """Whether attention can read these frames in place: in full precision, each in the page of its number."""
-        return self.memory_dtype is None and bool((self.places.of[slots] == slots).all())
+        """Whether attention can read these frames in place: not in 8 bits, each in the page of its number."""
+        return not self.in_bytes and bool((self.places.of[slots] == slots).all())
 
     def source(self, layer: int) -> Source:
         """A layer as `gather_blocks` reads it."""
@@ -120,7 +128,7 @@ class PageStore:
         """
         pages = self.places.where()[slots].long()
         for which, (held, fresh) in enumerate(((self._keys, keys), (self._values, values))):
-            if self.memory_dtype is not None:
+            if self.in_bytes:
                 fresh, scales = quantise_blocks(fresh, self.config.blocks_per_frame)
                 self._scales[layer][which].index_copy_(1, slots, scales.transpose(0, 1))
             held[layer].index_copy_(1, pages, fresh.transpose(0, 1).to(self.storage))

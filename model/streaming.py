@@ -190,7 +190,9 @@ class Streamer:
         last = len(self.layers) - 1
         if plan.working is not None:
             if self.watcher is not None:
-                raise ValueError("a session can be watched only with memory_dtype None and no frames on the host")
+                raise ValueError(
+                    "a session can be watched only with no frames on the host and a memory_dtype other than int8"
+                )
             self.pool.staging.begin(plan.lists.limit is not None)
         for index, layer in enumerate(self.layers):
             start = plan.output if index == last else 0
@@ -390,7 +392,7 @@ class Streamer:
         keys, values, _ = held
         parts = 1 if pages.shape[1] <= _PAGES_AT_ONCE else len(pages)
         found = [
-            dense_attention(some, *gather_pages(keys, values, which, real))
+            dense_attention(some, *(t.to(q.dtype) for t in gather_pages(keys, values, which, real)))
             for some, which in zip(q.chunk(parts), pages.chunk(parts), strict=True)
         ]
         out = found[0] if parts == 1 else torch.cat(found)
