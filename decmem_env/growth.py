@@ -177,7 +177,8 @@ def kernel_growth(
             for layer in range(cfg.depth):
                 lists, counts = fixed[layer][None], full
                 if select:
-                    lists, counts = select_blocks(pooled, pool.pooled(layer, slice(0, count)), cfg.top_k, limit)
+                    means, codes = pool.pooled(layer, slice(0, count)), pool.codes(layer, slice(0, count))
+                    lists, counts = select_blocks(pooled, means, cfg.top_k, limit, codes=codes)
                 k, v = (t[:, :, : count * cfg.tokens] for t in pool.keys(layer))
                 block_sparse_attention(q, k, v, lists, counts, q_block=size, kv_block=size)
 

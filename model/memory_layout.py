@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..kernels.block_selection.native import CODE_FACTS
 from .config import ModelConfig
 
 CPU_MEMORY = "float16"  # memory_dtype of models that compute in fp32 on the CPU, unless one is given
@@ -26,7 +27,7 @@ class FrameBytes(NamedTuple):
 
     Attributes:
         page: Its keys and values, which may move to the host.
-        kept: Its mean keys (and scales of 8-bit keys and values), which stay on the device.
+        kept: Its mean keys (and their 8-bit copies, and scales of 8-bit keys and values), which stay on the device.
     """
 
     page: int
@@ -62,6 +63,11 @@ def copied_type(dtype: torch.dtype, memory_dtype: str | None) -> torch.dtype:
     return dtype if stored == torch.int8 else stored
 
 
+def has_codes(memory_dtype: str | None) -> bool:
+    """Whether mean keys have copies in 8 bits, which retrieval scans first: with the CPU's 16-bit memory."""
+    return memory_dtype == "float16"
+
+
 def frame_bytes(config: ModelConfig, dtype: torch.dtype, memory_dtype: str | None = None) -> FrameBytes:
     """Bytes of one latent frame in memory.
 
@@ -73,7 +79,9 @@ def frame_bytes(config: ModelConfig, dtype: torch.dtype, memory_dtype: str | Non
     size = stored_type(dtype, memory_dtype).itemsize
     scales = 2 * 4 * config.depth * config.heads * config.blocks_per_frame if memory_dtype == "int8" else 0
     row = config.depth * config.heads * config.head_dim
-    return FrameBytes(row * 2 * config.tokens * size, row * 4 * config.blocks_per_frame + scales)
+    means = row * 4 * config.blocks_per_frame
+    codes = means // 4 + 4 * CODE_FACTS * means // (4 * config.head_dim) if has_codes(memory_dtype) else 0
+    return FrameBytes(row * 2 * config.tokens * size, means + codes + scales)
 
 
 def page_bytes(config: ModelConfig, dtype: torch.dtype, memory_dtype: str | None = None) -> int:

@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..kernels.block_selection import Codes, native
 from ..kernels.gather_blocks import Source, quantise_blocks
 from .config import ModelConfig
 from .host_memory import HostPages, Places
-from .memory_layout import Layout, copied_type, stored_type
+from .memory_layout import Layout, copied_type, has_codes, stored_type
 from .reserve import reserve
 
 Slots = NDArray[np.int64]
@@ -70,6 +71,9 @@ class PageStore:
         self._values = [reserve(rows, self.storage, device) for _ in layers]
         self._pooled = [reserve(means, torch.float32, device) for _ in layers]
         self._scales = [torch.empty(scales, device=device) for _ in layers if self.in_bytes]
+        coded = layers if has_codes(memory_dtype) and native.load() is not None else range(0)
+        self._codes = [reserve(means, torch.uint8, device) for _ in coded]
+        self._facts = [reserve((*means[:3], native.CODE_FACTS), torch.float32, device) for _ in coded]
         self.places = Places(self.limit, self.capacity, device)
         self.host: HostPages | None = None
         if layout.host_pages:
@@ -106,6 +110,17 @@ class PageStore:
         taken = held.index_select(1, rows.flatten()).view(heads, len(rows), -1, channels)
         return taken.transpose(0, 1)
 
+    def codes(self, layer: int, rows: Tensor | slice) -> Codes | None:
+        """8-bit copies of `pooled`, where there are any and one table without gaps."""
+        if not self._codes or not isinstance(rows, slice):
+            return None
+        return Codes(self._codes[layer][:, rows].flatten(1, 2), self._facts[layer][:, rows].flatten(1, 2))
+
+    def encode(self, layer: int, slots: Tensor) -> None:
+        """The mean keys of these slots, int64 [n], have been written: renew their 8-bit copies."""
+        if self._codes:
+            native.encode(self._pooled[layer], self._codes[layer], self._facts[layer], slots)
+
     def direct(self, slots: Slots) -> bool:
         """Whether attention can read these frames in place: not in 8 bits, each in the page of its number."""
         return not self.in_bytes and bool((self.places.of[slots] == slots).all())
@@ -133,6 +148,7 @@ class PageStore:
                 self._scales[layer][which].index_copy_(1, slots, scales.transpose(0, 1))
             held[layer].index_copy_(1, pages, fresh.transpose(0, 1).to(self.storage))
         self._pooled[layer].index_copy_(1, slots, pooled.transpose(0, 1))
+        self.encode(layer, slots)
 
     def copy_out(self, slots: Slots) -> Pages:
         """Copy pages to the CPU."""
@@ -164,13 +180,14 @@ class PageStore:
             for held, fresh in ((self._keys, pages.keys), (self._values, pages.values)):
                 held[layer].index_copy_(1, place, fresh[layer].to(self.device))
             self._pooled[layer].index_copy_(1, index, pages.pooled[layer].to(self.device))
+            self.encode(layer, index)
             if pages.scales is not None:
                 self._scales[layer].index_copy_(2, index, pages.scales[layer].to(self.device))
 
     @property
     def allocated(self) -> int:
         """Bytes of the tensors on the device."""
-        held = (*self._keys, *self._values, *self._pooled, *self._scales)
+        held = (*self._keys, *self._values, *self._pooled, *self._scales, *self._codes, *self._facts)
         return sum(t.numel() * t.element_size() for t in held)
 
     def move_to_host(self, slot: int) -> None:

@@ -243,6 +243,8 @@ class Streamer:
                 encoded = self._encode(mixed.float(), layer, where)
             for held, fresh in zip(pages, (encoded.k, encoded.v, encoded.k_means), strict=True):
                 held.index_copy_(1, plan.slots, fresh.transpose(0, 1).to(held.dtype))
+            if plan.working is None:
+                pool.encode(index, plan.slots)
             q, q_means = (t.unflatten(0, (batch, frames)).transpose(1, 2) for t in (encoded.q, encoded.q_means))
         if plan.working is not None:
             staging.keep(index, plan.working, pages)
@@ -258,7 +260,9 @@ class Streamer:
             else:
                 means = q_means[:, :, start:].flatten(2, 3)
                 keys = pool.pooled(index, plan.history)
-                chosen = BlockLists(*select_blocks(means, keys, plan.top_k, lists.limit, first=lists.first))
+                codes = pool.codes(index, plan.history)
+                found = select_blocks(means, keys, plan.top_k, lists.limit, first=lists.first, codes=codes)
+                chosen = BlockLists(*found)
         if record is not None:
             record.append(self._wanted(chosen, plan, start))
         local, retrieved = self._attend(index, q, lists, chosen, plan, pages)
