@@ -118,11 +118,10 @@ def step_growth(
     import torch
 
     from .model import WorldModel
-    from .model.memory import page_bytes
 
     torch.set_num_threads(threads)
     short, long = sorted(frames)
-    size = page_bytes(WorldModel.from_pretrained(checkpoint).config, torch.float32)
+    size = WorldModel.from_pretrained(checkpoint, device=device, host_budget=0).pool.page_bytes
     # Twice what is needed, so that both tables lie without gaps.
     model = WorldModel.from_pretrained(
         checkpoint, device=device, memory_budget=2 * (short + long + 64) * size, host_budget=0
@@ -150,15 +149,20 @@ def kernel_growth(
 
     from .kernels import block_sparse_attention, select_blocks
     from .model.config import tiny
+    from .model.memory import PagePool, page_bytes
+    from .model.memory_layout import CPU_MEMORY
 
     torch.set_num_threads(threads)
     cfg, rng = tiny(), torch.Generator().manual_seed(0)
     short, long = sorted(frames)
     queries, size, dim = 2 * cfg.blocks_per_frame, cfg.block_tokens, cfg.head_dim
-    memories = []
-    for _ in range(cfg.depth):
-        keys, values = (torch.randn(1, cfg.heads, long * cfg.tokens, dim, generator=rng) for _ in range(2))
-        memories.append((keys, values, torch.randn(1, cfg.heads, long * cfg.blocks_per_frame, dim, generator=rng)))
+    budget = long * page_bytes(cfg, torch.float32, CPU_MEMORY)
+    pool = PagePool(cfg, torch.device("cpu"), torch.float32, budget, CPU_MEMORY)
+    for start in range(0, long, _AT_ONCE):
+        slots = torch.arange(start, min(start + _AT_ONCE, long))
+        for layer in range(cfg.depth):
+            shapes = ((len(slots), cfg.heads, rows, dim) for rows in (cfg.tokens, cfg.tokens, cfg.blocks_per_frame))
+            pool.write(layer, slots, *(torch.randn(shape, generator=rng) for shape in shapes))
     q = torch.randn(1, cfg.heads, queries * size, dim, generator=rng)
     pooled = torch.randn(1, cfg.heads, queries, dim, generator=rng)
 
@@ -170,11 +174,12 @@ def kernel_growth(
         full = torch.full((1, cfg.heads, queries), cfg.top_k, dtype=torch.int32)
 
         def read() -> None:
-            for layer, (keys, values, means) in enumerate(memories):
+            for layer in range(cfg.depth):
                 lists, counts = fixed[layer][None], full
                 if select:
-                    lists, counts = select_blocks(pooled, means[:, :, :blocks], cfg.top_k, limit)
-                k, v = keys[:, :, : count * cfg.tokens], values[:, :, : count * cfg.tokens]
+                    means, codes = pool.pooled(layer, slice(0, count)), pool.codes(layer, slice(0, count))
+                    lists, counts = select_blocks(pooled, means, cfg.top_k, limit, codes=codes)
+                k, v = (t[:, :, : count * cfg.tokens] for t in pool.keys(layer))
                 block_sparse_attention(q, k, v, lists, counts, q_block=size, kv_block=size)
 
         return read

@@ -31,7 +31,6 @@ from .staging import Staging
 
 __all__ = ["MemoryBank", "PagePool", "Pages", "Slots", "Spillable", "page_bytes"]
 
-MEMORY_DTYPES = (None, "int8")
 _MOVED_AT_ONCE = 32 << 20  # bytes; pages move to the host some at a time
 
 
@@ -56,7 +55,8 @@ class PagePool(PageStore):
         device: Of the pages.
         dtype: Of the products, and of keys and values unless `memory_dtype` says otherwise.
         budget: Bytes on the device, None for 2 GiB on the CPU and 8 GiB (at most half of what is free) on CUDA.
-        memory_dtype: `int8` to store keys and values in 8 bits, with a scale for each head and block.
+        memory_dtype: `int8` to store keys and values in 8 bits, with a scale for each head and block; `float16` on the
+            CPU under fp32; None or the name of `dtype` to store them in it.
         host_budget: Bytes in host memory, None for half of the free RAM on CUDA and none on the CPU.
 
     Attributes:
@@ -75,8 +75,12 @@ class PagePool(PageStore):
         memory_dtype: str | None = None,
         host_budget: int | None = None,
     ) -> None:
-        if memory_dtype not in MEMORY_DTYPES:
-            raise ValueError(f"memory_dtype is {memory_dtype!r}: expected None or 'int8'")
+        own = str(dtype).removeprefix("torch.")
+        narrower = ("float16",) if device.type == "cpu" and dtype == torch.float32 else ()
+        if memory_dtype not in (None, own, *narrower, "int8"):
+            known = ", ".join(map(repr, (own, *narrower, "int8")))
+            raise ValueError(f"memory_dtype is {memory_dtype!r}: expected None or one of {known}")
+        memory_dtype = None if memory_dtype == own else memory_dtype
         self.budget = default_budget(device) if budget is None else int(budget)
         host = default_host_budget(device) if host_budget is None else int(host_budget)
         layout = divide(config, dtype, memory_dtype, self.budget, host, host_budget is not None)
@@ -152,7 +156,7 @@ class PagePool(PageStore):
 
     def scratch(self, count: int) -> Slots:
         """Slots for frames that are being denoised; the same ones in every step, never part of a history."""
-        if self.memory_dtype is not None:  # never stored
+        if self.in_bytes:  # never stored
             return np.arange(self.limit, self.limit + count)
         missing = count - len(self._scratch)
         if missing > 0:

@@ -1,6 +1,6 @@
 """How the memory's budgets in bytes become pages.
 
-Without host memory and in full precision, all bytes of the budget are pages that attention reads in place. Otherwise
+Without host memory and but for 8 bits, all bytes of the budget are pages that attention reads in place. Otherwise
 part of the budget goes to what every remembered frame keeps on the device (mean keys and scales), to the stages into
 which retrieved blocks are copied, to one layer's mean keys (gathered where a history has gaps), and a 32nd to tables
 and copies of the window.
@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import torch
 
+from ..kernels.block_selection.native import CODE_FACTS
 from .config import ModelConfig
 
+CPU_MEMORY = "float16"  # memory_dtype of models that compute in fp32 on the CPU, unless one is given
 CPU_BUDGET = 2 << 30
 CUDA_BUDGET = 8 << 30
 _SPARE = 1 / 32  # of the budget, for tables and the copies of the window
@@ -25,7 +27,7 @@ class FrameBytes(NamedTuple):
 
     Attributes:
         page: Its keys and values, which may move to the host.
-        kept: Its mean keys (and scales of 8-bit keys and values), which stay on the device.
+        kept: Its mean keys (and their 8-bit copies, and scales of 8-bit keys and values), which stay on the device.
     """
 
     page: int
@@ -50,18 +52,36 @@ class Layout(NamedTuple):
     reserved: int
 
 
+def stored_type(dtype: torch.dtype, memory_dtype: str | None) -> torch.dtype:
+    """Type of keys and values in memory; arguments as of `frame_bytes`."""
+    return dtype if memory_dtype is None else {"float16": torch.float16, "int8": torch.int8}[memory_dtype]
+
+
+def copied_type(dtype: torch.dtype, memory_dtype: str | None) -> torch.dtype:
+    """Type of keys and values that attention reads: as they are stored, but for 8 bits."""
+    stored = stored_type(dtype, memory_dtype)
+    return dtype if stored == torch.int8 else stored
+
+
+def has_codes(memory_dtype: str | None) -> bool:
+    """Whether mean keys have copies in 8 bits, which retrieval scans first: with the CPU's 16-bit memory."""
+    return memory_dtype == "float16"
+
+
 def frame_bytes(config: ModelConfig, dtype: torch.dtype, memory_dtype: str | None = None) -> FrameBytes:
     """Bytes of one latent frame in memory.
 
     Args:
         config: Sizes.
         dtype: Of the products.
-        memory_dtype: `int8`, or None for keys and values in `dtype`.
+        memory_dtype: `int8`, `float16` (under fp32 on the CPU), or None for keys and values in `dtype`.
     """
-    size = dtype.itemsize if memory_dtype is None else 1
-    scales = 0 if memory_dtype is None else 2 * 4 * config.depth * config.heads * config.blocks_per_frame
+    size = stored_type(dtype, memory_dtype).itemsize
+    scales = 2 * 4 * config.depth * config.heads * config.blocks_per_frame if memory_dtype == "int8" else 0
     row = config.depth * config.heads * config.head_dim
-    return FrameBytes(row * 2 * config.tokens * size, row * 4 * config.blocks_per_frame + scales)
+    means = row * 4 * config.blocks_per_frame
+    codes = means // 4 + 4 * CODE_FACTS * means // (4 * config.head_dim) if has_codes(memory_dtype) else 0
+    return FrameBytes(row * 2 * config.tokens * size, means + codes + scales)
 
 
 def page_bytes(config: ModelConfig, dtype: torch.dtype, memory_dtype: str | None = None) -> int:
@@ -105,14 +125,14 @@ def divide(
             three quarters of the device budget instead of one.
     """
     page, kept = frame_bytes(config, dtype, memory_dtype)
-    if not host_budget and memory_dtype is None:
+    if not host_budget and memory_dtype != "int8":
         return Layout(budget // (page + kept), 0, 0, 0, 0)
     kept_share, stage_share = _SHARES_ASKED if asked else _SHARES
     host_pages = min(host_budget // page, int(budget * kept_share) // kept)
     most = (host_pages + budget // (page + kept)) * config.blocks_per_frame
     # A step commits a chunk and denoises one, twice with guidance.
     wanted = min(3 * config.chunk * config.blocks_per_frame * config.top_k, most)
-    block = 2 * config.heads * config.block_tokens * config.head_dim * dtype.itemsize
+    block = 2 * config.heads * config.block_tokens * config.head_dim * copied_type(dtype, memory_dtype).itemsize
     room = int(budget * stage_share)
     stages = 1
     if host_pages:

@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..kernels.block_selection import Codes, native
 from ..kernels.gather_blocks import Source, quantise_blocks
 from .config import ModelConfig
 from .host_memory import HostPages, Places
-from .memory_layout import Layout
+from .memory_layout import Layout, copied_type, has_codes, stored_type
+from .reserve import reserve
 
 Slots = NDArray[np.int64]
 
@@ -42,20 +44,22 @@ class PageStore:
         config: Sizes.
         device: Of the pages.
         dtype: Of the products.
-        memory_dtype: `int8` or None.
+        memory_dtype: See `memory_layout.frame_bytes`.
         layout: How many pages.
 
     Attributes:
         capacity: Pages on the device.
         limit: Slots: frames that can be remembered, on the device or on the host.
         storage: Type of keys and values in memory.
+        copied: Type of keys and values that attention reads.
     """
 
     def __init__(
         self, config: ModelConfig, device: torch.device, dtype: torch.dtype, memory_dtype: str | None, layout: Layout
     ) -> None:
         self.config, self.device, self.dtype, self.memory_dtype = config, device, dtype, memory_dtype
-        self.layout, self.storage = layout, dtype if memory_dtype is None else torch.int8
+        self.layout = layout
+        self.storage, self.copied = stored_type(dtype, memory_dtype), copied_type(dtype, memory_dtype)
         self.capacity, self.limit = layout.pages, layout.pages + layout.host_pages
         layers, heads, dim = range(config.depth), config.heads, config.head_dim
         rows = (heads, self.capacity, config.tokens, dim)
@@ -63,15 +67,23 @@ class PageStore:
             (heads, self.limit, config.blocks_per_frame, dim),
             (2, heads, self.limit, config.blocks_per_frame),
         )
-        self._keys = [torch.empty(rows, dtype=self.storage, device=device) for _ in layers]
-        self._values = [torch.empty(rows, dtype=self.storage, device=device) for _ in layers]
-        self._pooled = [torch.empty(means, device=device) for _ in layers]
-        self._scales = [torch.empty(scales, device=device) for _ in layers if memory_dtype is not None]
+        self._keys = [reserve(rows, self.storage, device) for _ in layers]
+        self._values = [reserve(rows, self.storage, device) for _ in layers]
+        self._pooled = [reserve(means, torch.float32, device) for _ in layers]
+        self._scales = [torch.empty(scales, device=device) for _ in layers if self.in_bytes]
+        coded = layers if has_codes(memory_dtype) and native.load() is not None else range(0)
+        self._codes = [reserve(means, torch.uint8, device) for _ in coded]
+        self._facts = [reserve((*means[:3], native.CODE_FACTS), torch.float32, device) for _ in coded]
         self.places = Places(self.limit, self.capacity, device)
         self.host: HostPages | None = None
         if layout.host_pages:
             shape = (config.depth, 2, heads, config.tokens, dim)
             self.host = HostPages(layout.host_pages, shape, self.storage, device)
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether keys and values are stored in 8 bits, which attention reads by way of copies."""
+        return self.storage == torch.int8
 
     def keys(self, layer: int) -> tuple[Tensor, Tensor]:
         """All keys and values of a layer, each a view [1, H, capacity * N, D]."""
@@ -98,9 +110,20 @@ class PageStore:
         taken = held.index_select(1, rows.flatten()).view(heads, len(rows), -1, channels)
         return taken.transpose(0, 1)
 
+    def codes(self, layer: int, rows: Tensor | slice) -> Codes | None:
+        """8-bit copies of `pooled`, where there are any and one table without gaps."""
+        if not self._codes or not isinstance(rows, slice):
+            return None
+        return Codes(self._codes[layer][:, rows].flatten(1, 2), self._facts[layer][:, rows].flatten(1, 2))
+
+    def encode(self, layer: int, slots: Tensor) -> None:
+        """The mean keys of these slots, int64 [n], have been written: renew their 8-bit copies."""
+        if self._codes:
+            native.encode(self._pooled[layer], self._codes[layer], self._facts[layer], slots)
+
     def direct(self, slots: Slots) -> bool:
-        """Whether attention can read these frames in place: in full precision, each in the page of its number."""
-        return self.memory_dtype is None and bool((self.places.of[slots] == slots).all())
+        """Whether attention can read these frames in place: not in 8 bits, each in the page of its number."""
+        return not self.in_bytes and bool((self.places.of[slots] == slots).all())
 
     def source(self, layer: int) -> Source:
         """A layer as `gather_blocks` reads it."""
@@ -120,11 +143,12 @@ class PageStore:
         """
         pages = self.places.where()[slots].long()
         for which, (held, fresh) in enumerate(((self._keys, keys), (self._values, values))):
-            if self.memory_dtype is not None:
+            if self.in_bytes:
                 fresh, scales = quantise_blocks(fresh, self.config.blocks_per_frame)
                 self._scales[layer][which].index_copy_(1, slots, scales.transpose(0, 1))
             held[layer].index_copy_(1, pages, fresh.transpose(0, 1).to(self.storage))
         self._pooled[layer].index_copy_(1, slots, pooled.transpose(0, 1))
+        self.encode(layer, slots)
 
     def copy_out(self, slots: Slots) -> Pages:
         """Copy pages to the CPU."""
@@ -156,13 +180,14 @@ class PageStore:
             for held, fresh in ((self._keys, pages.keys), (self._values, pages.values)):
                 held[layer].index_copy_(1, place, fresh[layer].to(self.device))
             self._pooled[layer].index_copy_(1, index, pages.pooled[layer].to(self.device))
+            self.encode(layer, index)
             if pages.scales is not None:
                 self._scales[layer].index_copy_(2, index, pages.scales[layer].to(self.device))
 
     @property
     def allocated(self) -> int:
         """Bytes of the tensors on the device."""
-        held = (*self._keys, *self._values, *self._pooled, *self._scales)
+        held = (*self._keys, *self._values, *self._pooled, *self._scales, *self._codes, *self._facts)
         return sum(t.numel() * t.element_size() for t in held)
 
     def move_to_host(self, slot: int) -> None:

@@ -103,7 +103,7 @@ class Staging:
         cfg, device = self.pool.config, self.pool.device
         rows = (cfg.heads, self.places, cfg.block_tokens, cfg.head_dim)
         self._keys, self._values = (
-            [torch.zeros(rows, dtype=self.pool.dtype, device=device) for _ in range(self.stages)] for _ in range(2)
+            [torch.zeros(rows, dtype=self.pool.copied, device=device) for _ in range(self.stages)] for _ in range(2)
         )
         if cfg.padding:
             self._sizes = torch.full((self.places,), cfg.block_tokens, dtype=torch.int32, device=device)
@@ -181,7 +181,7 @@ class Staging:
         pool, cfg = self.pool, self.pool.config
         frames = working.blocks.shape[1] // cfg.blocks_per_frame
         shape = (cfg.heads, frames * cfg.blocks_per_frame, cfg.block_tokens, cfg.head_dim)
-        out = tuple(torch.empty(shape, dtype=pool.dtype, device=pool.device) for _ in range(2))
+        out = tuple(torch.empty(shape, dtype=pool.copied, device=pool.device) for _ in range(2))
         gather_blocks(pool.source(layer), working.blocks, (out[0], out[1]), cfg.block_tokens)
         means = torch.empty(cfg.heads, frames, cfg.blocks_per_frame, cfg.head_dim, device=pool.device)
         whole = (cfg.heads, frames, cfg.tokens, cfg.head_dim)

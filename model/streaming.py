@@ -190,7 +190,9 @@ class Streamer:
         last = len(self.layers) - 1
         if plan.working is not None:
             if self.watcher is not None:
-                raise ValueError("a session can be watched only with memory_dtype None and no frames on the host")
+                raise ValueError(
+                    "a session can be watched only with no frames on the host and a memory_dtype other than int8"
+                )
             self.pool.staging.begin(plan.lists.limit is not None)
         for index, layer in enumerate(self.layers):
             start = plan.output if index == last else 0
@@ -241,6 +243,8 @@ class Streamer:
                 encoded = self._encode(mixed.float(), layer, where)
             for held, fresh in zip(pages, (encoded.k, encoded.v, encoded.k_means), strict=True):
                 held.index_copy_(1, plan.slots, fresh.transpose(0, 1).to(held.dtype))
+            if plan.working is None:
+                pool.encode(index, plan.slots)
             q, q_means = (t.unflatten(0, (batch, frames)).transpose(1, 2) for t in (encoded.q, encoded.q_means))
         if plan.working is not None:
             staging.keep(index, plan.working, pages)
@@ -256,7 +260,9 @@ class Streamer:
             else:
                 means = q_means[:, :, start:].flatten(2, 3)
                 keys = pool.pooled(index, plan.history)
-                chosen = BlockLists(*select_blocks(means, keys, plan.top_k, lists.limit, first=lists.first))
+                codes = pool.codes(index, plan.history)
+                found = select_blocks(means, keys, plan.top_k, lists.limit, first=lists.first, codes=codes)
+                chosen = BlockLists(*found)
         if record is not None:
             record.append(self._wanted(chosen, plan, start))
         local, retrieved = self._attend(index, q, lists, chosen, plan, pages)
@@ -390,7 +396,7 @@ class Streamer:
         keys, values, _ = held
         parts = 1 if pages.shape[1] <= _PAGES_AT_ONCE else len(pages)
         found = [
-            dense_attention(some, *gather_pages(keys, values, which, real))
+            dense_attention(some, *(t.to(q.dtype) for t in gather_pages(keys, values, which, real)))
             for some, which in zip(q.chunk(parts), pages.chunk(parts), strict=True)
         ]
         out = found[0] if parts == 1 else torch.cat(found)

@@ -19,6 +19,7 @@ from ..conventions.poses import normalised_intrinsics, projective_matrices, vali
 from . import checkpoint, flow
 from .attention import BlockLists
 from .memory import PagePool
+from .memory_layout import CPU_MEMORY
 from .pass_graphs import PassGraphs
 from .passes import MODES, Plan, Row, plan_pass
 from .position import FrameMatrices, Positions
@@ -74,7 +75,7 @@ class WorldModel:
         self.frames_per_step = self.config.chunk * self.config.frames_per_latent
         backend = "cpu" if device.type == "cpu" else "triton"
         self.kernel = f"{device.type}/{str(dtype).removeprefix('torch.')}/{backend}"
-        self.kernel += "" if memory_dtype is None else f"/{memory_dtype}"
+        self.kernel += "" if self.pool.memory_dtype is None else f"/{self.pool.memory_dtype}"
         self._intrinsics = normalised_intrinsics(self.config.height, self.config.frame_width, self.config.vertical_fov)
 
     @classmethod
@@ -94,11 +95,11 @@ class WorldModel:
             name: `tiny`, a checkpoint folder, a hub id, or a size with random weights: `debug`,
                 `wan-1.3b`, `wan-debug`.
             device: `cpu`, `cuda`, ...
-            dtype: Of weights, keys and values: fp32 on the CPU, fp16 on CUDA by default.
+            dtype: Of the products: fp32 on the CPU, fp16 on CUDA by default.
             memory_budget: Bytes of memory for all sessions; 2 GiB on the CPU and 8 GiB (at most half of
                 what is free) on CUDA by default. All of it is reserved at once.
-            memory_dtype: `int8` to keep the memory in 8 bits: half the bytes of fp16, for an error of about a hundredth
-                of keys and values.
+            memory_dtype: Of keys and values, by default fp16 (`dtype` where that is not fp32 on the CPU); `float32` on
+                the CPU for all of `dtype`; `int8` for half the bytes of fp16, with an error of about a hundredth.
             host_budget: Bytes of host memory for frames that the device has no room for; by default half of the free
                 RAM on CUDA, none on the CPU. An explicit one may claim up to three quarters of `memory_budget` for what
                 serves those frames, the default at most a quarter.
@@ -114,6 +115,8 @@ class WorldModel:
             place = torch.device("cuda", torch.cuda.current_device())
         if dtype is None:
             dtype = torch.float16 if place.type == "cuda" else torch.float32
+        if memory_dtype is None and place.type == "cpu" and dtype == torch.float32:
+            memory_dtype = CPU_MEMORY
         return cls(checkpoint.load(str(name), place), place, dtype, memory_budget, memory_dtype, host_budget)
 
     def save_pretrained(self, folder: str | Path) -> None:

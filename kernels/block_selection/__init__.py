@@ -11,11 +11,12 @@ from torch import Tensor
 from ..dispatch import is_plain
 from . import native
 from .naive import pool_blocks, select_blocks_naive
+from .native import Codes
 
 BACKENDS = ("naive", "native", "triton")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
-__all__ = ["BACKENDS", "pool_blocks", "select_blocks"]
+__all__ = ["BACKENDS", "Codes", "pool_blocks", "select_blocks"]
 
 
 def _run(
@@ -90,6 +91,7 @@ def select_blocks(
     first: Tensor | None = None,
     mask: Tensor | None = None,
     backend: str | None = None,
+    codes: Codes | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Select the best-scoring allowed key blocks of every query block (maths: ``naive.py``).
 
@@ -102,6 +104,7 @@ def select_blocks(
         mask: bool, broadcastable to ``[B, H, NQ, NK]``; False forbids a block.
         backend: "triton" (the default on CUDA), "native" (the default on the CPU where there is a C compiler; no mask)
             or "naive".
+        codes: 8-bit copies of ``k_pooled`` (batch 1), which "native" then scans first: faster, with the same result.
 
     Returns:
         lists int32 ``[B, H, NQ, k]``, ascending per head, 0 past the count, and counts int32 ``[B, H, NQ]``. Constants:
@@ -124,5 +127,5 @@ def select_blocks(
         if backend == "native":
             if mask is not None or q_pooled.device.type != "cpu":
                 raise ValueError(f"select_blocks: backend 'native' takes no mask and no {q_pooled.device} tensors")
-            return native.select_blocks_native(q_pooled, k_pooled, k, limit, first)
+            return native.select_blocks_native(q_pooled, k_pooled, k, limit, first, codes)
         return select_blocks_naive(q_pooled, k_pooled, k, limit, first, mask)

@@ -1,7 +1,8 @@
 """Block selection on the CPU by `select.c`: one scan of the pooled keys, scores and top-k together.
 
-The time is that of reading the pooled keys once (fp32: 16-bit keys would halve it, but then near ties fall otherwise
-than in training). The torch twin that computes the same is `naive.py`, also used where there is no compiler.
+The time is that of reading the pooled keys once: in fp32, or of a long history in 8 bits (`Codes`), where only keys
+that may be among the best are then read in fp32, so that lists are the same. The torch twin that computes the same is
+`naive.py`, also used where there is no compiler.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,25 +18,62 @@ from torch import Tensor
 from ...conventions.native import built, threads
 
 _SOURCE = Path(__file__).with_name("select.c")
+CODE_FACTS = 3  # numbers beside the codes of a block
+
+
+class Codes(NamedTuple):
+    """8-bit copies of pooled keys, kept by `encode`.
+
+    Attributes:
+        codes: uint8 ``[H, NK, D]``, 128 and above for numbers from 0; blocks of a head are contiguous.
+        facts: fp32 ``[H, NK, 3]``: the worth of a step, and the norms of what the codes miss and of what they hold.
+    """
+
+    codes: Tensor
+    facts: Tensor
 
 
 @functools.lru_cache(maxsize=1)
 def load() -> ctypes.CDLL | None:
     """The library with its argument types set, or None without a compiler."""
     path = built(_SOURCE)
-    if path is None:
-        return None
+    return None if path is None else bind(path)
+
+
+def bind(path: Path) -> ctypes.CDLL:
+    """A built library with its argument types set."""
     library = ctypes.CDLL(str(path))
     pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     library.select_blocks.argtypes = [
-        *[pointer] * 2, *[long] * 3, pointer, integer, pointer, *[integer] * 7, *[pointer] * 2, integer,
+        *[pointer] * 2, *[long] * 3, *[pointer] * 2, long, pointer, integer, pointer, *[integer] * 7, *[pointer] * 2,
+        integer,
     ]  # fmt: skip
     library.select_blocks.restype = integer
+    library.encode.argtypes = [*[pointer] * 4, integer, long, *[integer] * 3]
+    library.encode.restype = None
     return library
 
 
+def encode(pooled: Tensor, codes: Tensor, facts: Tensor, pages: Tensor) -> None:
+    """Keep the copies of some pages up to date.
+
+    Args:
+        pooled: fp32 ``[H, pages, M, D]``, contiguous like the others.
+        codes: uint8, likewise: written.
+        facts: fp32 ``[H, pages, M, 3]``: written.
+        pages: int64 ``[n]``.
+    """
+    library = load()
+    assert library is not None
+    heads, stored, blocks, dim = pooled.shape
+    pages = pages.contiguous()
+    library.encode(
+        pooled.data_ptr(), codes.data_ptr(), facts.data_ptr(), pages.data_ptr(), len(pages), stored, heads, blocks, dim
+    )
+
+
 def select_blocks_native(
-    q_pooled: Tensor, k_pooled: Tensor, k: int, limit: Tensor, first: Tensor | None
+    q_pooled: Tensor, k_pooled: Tensor, k: int, limit: Tensor, first: Tensor | None, codes: Codes | None = None
 ) -> tuple[Tensor, Tensor]:
     """Select as :func:`.naive.select_blocks_naive` does; ties go to the lowest index, NaN and -inf are not chosen.
 
@@ -44,6 +83,7 @@ def select_blocks_native(
         k: most blocks to select.
         limit: int32 ``[B or 1, NQ]``, one past the last allowed key block.
         first: int32 ``[B or 1, NQ]`` or None, first allowed key block.
+        codes: copies of ``k_pooled``, whose batch is 1 then, or None.
 
     Returns:
         lists int32 ``[B, H, NQ, k]``, ascending, 0 past the count; counts int32 ``[B, H, NQ]``.
@@ -65,8 +105,12 @@ def select_blocks_native(
     if keys.stride(3) != 1:
         keys = keys.contiguous()
     first = None if first is None else first.contiguous()
+    copies: tuple[int | None, ...] = (None, None, 0)
+    if codes is not None and dim % 8 == 0:
+        copies = codes.codes.data_ptr(), codes.facts.data_ptr(), codes.codes.stride(0) // dim
     failed = library.select_blocks(
         q.data_ptr(), keys.data_ptr(), keys.stride(0) if keys.shape[0] > 1 else 0, keys.stride(1), keys.stride(2),
+        *copies,
         limit.data_ptr(), num_queries if limit.shape[0] > 1 else 0,
         0 if first is None else first.data_ptr(), num_queries if first is not None and first.shape[0] > 1 else 0,
         batch, heads, num_queries, num_keys, dim, k,

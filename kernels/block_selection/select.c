@@ -3,12 +3,24 @@
 Maths: naive.py. Keys are read once, in tiles of 16, as they lie: a register holds one number of up to 16 queries. Every
 query holds its best candidates in a short buffer, in ascending order of index; a score enters if
 it beats the k-th best so far, which soon almost none does. Long histories are cut into segments for the threads. Of
-equal scores the lowest index wins, so results do not depend on the segments. */
+equal scores the lowest index wins, so results do not depend on the segments.
+
+Where there are 8-bit copies of the keys (`encode`), a long segment is scanned in those, a quarter of the bytes and of
+the work, for an interval around each score; only keys whose interval reaches the k-th best lower end are scored in
+fp32, by the same code as without copies: lists are the same. With key k = s c + e (scale, code, error), query q likewise,
+
+    |q . k - s_q s_k (c_q . c_k)| <= |q| |e_k| + |e_q| |s_k c_k|
+
+and `SLACK` |q| |k| a channel covers all rounding. */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#define CODED 1
+#endif
 
 #define TILE 16
 #define GROUP 16 /* queries that share a pass over a tile */
@@ -21,8 +33,8 @@ typedef struct {
   float bar; /* scores up to this one cannot be among the best k */
 } Best;
 
-/* The k-th largest of n numbers (no NaN), 1 <= k <= n, by bisection on integers of the same order: counting has no
-branches to mispredict. `room` holds n integers. */
+/* The k-th largest of n numbers (no NaN), 1 <= k <= n, or a smaller one that no more than k reach, by bisection on
+integers of the same order: counting has no branches to mispredict. `room` holds n integers. */
 static float kth_largest(const float *x, int n, int k, int32_t *room) {
   union {
     float number;
@@ -39,6 +51,7 @@ static float kth_largest(const float *x, int n, int k, int32_t *room) {
     int32_t middle = (int32_t)(((int64_t)low + high + 1) >> 1);
     int reached = 0;
     for (int i = 0; i < n; i++) reached += room[i] >= middle;
+    if (reached == k) high = middle;
     if (reached >= k)
       low = middle;
     else
@@ -102,6 +115,241 @@ static void scores(const float *const *keys, const float *queries, int dim, floa
   for (int i = 0; i < PARTS; i++) *(Part *)(best + i * LANES) = high[i];
 }
 
+typedef struct {
+  float scale, error, norm; /* s, |e| and |s c|, the latter two not too small */
+} Facts;
+
+#define LEVELS 127
+#define MIDDLE 128 /* codes are stored from 1 to 255 */
+#define SLACK 2.4e-7
+#define TINIEST 1e-30f
+
+/* The nearest codes -127 to 127 of a row; its magnitude. Of a row that is not finite the error is infinite. */
+static double encode_row(const float *x, int dim, int8_t *code, Facts *facts) {
+  float top = 0.0f;
+  double whole = 0.0, error = 0.0, norm = 0.0;
+  for (int d = 0; d < dim; d++) {
+    top = fabsf(x[d]) > top ? fabsf(x[d]) : top;
+    whole += (double)x[d] * x[d];
+  }
+  float scale = isfinite(whole) && isfinite(top) ? top / LEVELS : 0.0f;
+  for (int d = 0; d < dim; d++) {
+    float level = scale > 0.0f ? nearbyintf(x[d] / scale) : 0.0f;
+    level = level > LEVELS ? LEVELS : level < -LEVELS ? -LEVELS : level;
+    double held = (double)scale * level, missing = x[d] - held;
+    code[d] = (int8_t)level;
+    error += missing * missing;
+    norm += held * held;
+  }
+  const double up = 1.000001;
+  *facts = (Facts){scale, isfinite(error) ? (float)(sqrt(error) * up) : INFINITY, (float)(sqrt(norm) * up)};
+  return sqrt(whole) * up;
+}
+
+/* Make the copies of some pages, int64 [count]: keys fp32 [heads, stored, blocks, dim], codes and facts likewise. */
+void encode(const float *keys, uint8_t *codes, Facts *facts, const int64_t *pages, int count, int64_t stored, int heads,
+            int blocks, int dim) {
+  int8_t code[dim];
+  for (int h = 0; h < heads; h++)
+    for (int i = 0; i < count; i++)
+      for (int m = 0; m < blocks; m++) {
+        int64_t row = (h * stored + pages[i]) * blocks + m;
+        encode_row(keys + row * dim, dim, code, facts + row);
+        for (int d = 0; d < dim; d++) codes[row * dim + d] = (uint8_t)(code[d] + MIDDLE);
+      }
+}
+
+#ifdef CODED
+/* Up to GROUP queries in 8 bits: codes as [dim / PACK][GROUP][PACK]; what a key's error and norm weigh in the bound. */
+#ifdef __AVX512VNNI__
+#define PACK 4
+typedef int8_t Code;
+#else
+#define PACK 2
+typedef int16_t Code;
+#endif
+typedef struct {
+  Code *code;
+  int32_t start[GROUP]; /* of the sums: takes MIDDLE out again */
+  float scale[GROUP], error[GROUP], norm[GROUP];
+} Coded;
+
+/* Returns whether all queries are finite. */
+static int encode_queries(const float *q, int count, int dim, Coded *out) {
+  int8_t code[dim];
+  memset(out->code, 0, sizeof(Code) * GROUP * dim);
+  for (int g = 0; g < GROUP; g++) {
+    out->start[g] = 0, out->scale[g] = out->error[g] = out->norm[g] = 0.0f;
+    if (g >= count) continue;
+    Facts facts;
+    double length = encode_row(q + (int64_t)g * dim, dim, code, &facts), slack = SLACK * dim * length;
+    if (!isfinite(length)) return 0;
+    out->scale[g] = facts.scale;
+    out->error[g] = (float)(length + slack), out->norm[g] = (float)(facts.error + slack);
+    for (int d = 0; d < dim; d++) {
+      out->code[(d / PACK * GROUP + g) * PACK + d % PACK] = code[d];
+      if (PACK == 4) out->start[g] -= MIDDLE * code[d];
+    }
+  }
+  return 1;
+}
+
+/* Products of codes [KEYS][GROUP]. */
+static void multiply(const uint8_t *codes, const Coded *query, int dim, int32_t *out) {
+#ifdef __AVX512VNNI__
+  __m512i held[KEYS];
+  for (int l = 0; l < KEYS; l++) held[l] = _mm512_loadu_si512(query->start);
+  for (int d = 0; d < dim; d += PACK) {
+    __m512i part = _mm512_loadu_si512(query->code + d * GROUP);
+    for (int l = 0; l < KEYS; l++) {
+      int32_t four;
+      memcpy(&four, codes + l * dim + d, sizeof four);
+      held[l] = _mm512_dpbusd_epi32(held[l], _mm512_set1_epi32(four), part);
+    }
+  }
+  for (int l = 0; l < KEYS; l++) _mm512_storeu_si512(out + l * GROUP, held[l]);
+#else
+  for (int l = 0; l < KEYS; l += 4) {
+    __m256i held[4][2];
+    int16_t wide[4 * dim];
+    for (int d = 0; d < 4 * dim; d++) wide[d] = (int16_t)(codes[l * dim + d] - MIDDLE);
+    for (int i = 0; i < 4; i++) held[i][0] = held[i][1] = _mm256_setzero_si256();
+    for (int d = 0; d < dim; d += PACK) {
+      const __m256i *part = (const __m256i *)(query->code + d * GROUP);
+      __m256i low = _mm256_loadu_si256(part), high = _mm256_loadu_si256(part + 1);
+      for (int i = 0; i < 4; i++) {
+        int32_t two;
+        memcpy(&two, wide + i * dim + d, sizeof two);
+        __m256i both = _mm256_set1_epi32(two);
+        held[i][0] = _mm256_add_epi32(held[i][0], _mm256_madd_epi16(both, low));
+        held[i][1] = _mm256_add_epi32(held[i][1], _mm256_madd_epi16(both, high));
+      }
+    }
+    for (int i = 0; i < 4; i++)
+      for (int j = 0; j < 2; j++) _mm256_storeu_si256((__m256i *)(out + (l + i) * GROUP + 8 * j), held[i][j]);
+  }
+#endif
+}
+
+/* Which of GROUP numbers are larger, a bit each (not of NaN). */
+static inline unsigned above(const float *x, const float *bar) {
+#ifdef __AVX512F__
+  return _mm512_cmp_ps_mask(_mm512_loadu_ps(x), _mm512_loadu_ps(bar), _CMP_GT_OQ);
+#else
+  __m256 low = _mm256_cmp_ps(_mm256_loadu_ps(x), _mm256_loadu_ps(bar), _CMP_GT_OQ);
+  __m256 high = _mm256_cmp_ps(_mm256_loadu_ps(x + 8), _mm256_loadu_ps(bar + 8), _CMP_GT_OQ);
+  return (unsigned)_mm256_movemask_ps(low) | (unsigned)_mm256_movemask_ps(high) << 8;
+#endif
+}
+
+/* Upper ends [TILE][GROUP] of the scores of 16 keys, and which queries' bars they pass. */
+static void upper_ends(const uint8_t *codes, const Facts *facts, const Coded *query, int dim, const float *bars,
+                       float *out, unsigned *passed) {
+  for (int j = 0; j < TILE; j += KEYS) {
+    int32_t sums[KEYS * GROUP] __attribute__((aligned(64)));
+    multiply(codes + (int64_t)j * dim, query, dim, sums);
+    for (int l = 0; l < KEYS; l++) {
+      Facts key = facts[j + l];
+      for (int i = 0; i < PARTS; i++) {
+        int at = i * LANES;
+        Part score = __builtin_convertvector(*(const Whole *)(sums + l * GROUP + at), Part);
+        score *= *(const Part *)(query->scale + at) * key.scale;
+        Part missed = *(const Part *)(query->error + at) * key.error;
+        score += missed + (*(const Part *)(query->norm + at) * key.norm + TINIEST);
+        *(Part *)(out + (j + l) * GROUP + at) = score;
+      }
+      passed[j + l] = above(out + (j + l) * GROUP, bars);
+    }
+  }
+}
+
+/* Keys that may be among the best k of a query, in ascending order. */
+typedef struct {
+  float *upper, *lower;
+  int32_t *index;
+  int count, enough; /* `narrow` at so many */
+} Likely;
+
+/* Drop what does not reach the bar, which k keys reach. */
+static void narrow(Likely *likely, int k, int32_t *room, float *bar) {
+  if (likely->count <= k) return;
+  *bar = kth_largest(likely->lower, likely->count, k, room);
+  int kept = 0;
+  for (int i = 0; i < likely->count; i++) {
+    likely->upper[kept] = likely->upper[i];
+    likely->lower[kept] = likely->lower[i];
+    likely->index[kept] = likely->index[i];
+    kept += likely->upper[i] >= *bar;
+  }
+  likely->count = kept, likely->enough = kept + k;
+}
+
+/* Whether a segment pays: fewer keys are scored in fp32 than without copies. */
+static int pays(int keys, int num_queries, int k) {
+  return keys > 2 * k * (num_queries < GROUP ? num_queries : GROUP);
+}
+
+/* `scan` of up to GROUP queries by the copies, `turned` being theirs. Returns 0 where too many keys have scores
+too near each other (or where numbers are not finite): then nothing is found. */
+static int scan_codes(const float *turned, const float *keys, int64_t stride, const uint8_t *codes,
+                      const Facts *facts, int dim, int num_queries, int k, int start, int stop, const int32_t *limit,
+                      const int32_t *first, Best *best, int32_t *room, int space, const Coded *query, Likely *likely,
+                      int likely_space) {
+  float out[GROUP * TILE] __attribute__((aligned(64))), highest[GROUP] __attribute__((aligned(64)));
+  uint8_t last_codes[TILE * dim];
+  Facts last_facts[TILE];
+  float bars[GROUP];
+  unsigned passed[TILE];
+  for (int g = 0; g < GROUP; g++) bars[g] = g < num_queries ? -INFINITY : INFINITY;
+  for (int g = 0; g < num_queries; g++) likely[g].count = 0, likely[g].enough = 2 * k;
+  for (int base = start; base < stop; base += TILE) {
+    int width = stop - base < TILE ? stop - base : TILE;
+    const uint8_t *tile = codes + (int64_t)base * dim;
+    const Facts *about = facts + base;
+    if (width < TILE) {
+      memset(last_codes, MIDDLE, sizeof last_codes), memset(last_facts, 0, sizeof last_facts);
+      memcpy(last_codes, tile, (size_t)width * dim), memcpy(last_facts, about, sizeof(Facts) * width);
+      tile = last_codes, about = last_facts;
+    } else
+      for (int d = 0; d < TILE * dim; d += 64) __builtin_prefetch(tile + 4 * TILE * dim + d);
+    upper_ends(tile, about, query, dim, bars, out, passed);
+    for (int l = 0; l < width; l++)
+      for (unsigned left = passed[l]; left; left &= left - 1) {
+        int g = __builtin_ctz(left);
+        if (base + l >= limit[g] || (first && base + l < first[g])) continue;
+        Likely *held = likely + g;
+        if (held->count == likely_space) return 0;
+        float upper = out[l * GROUP + g];
+        float bound = query->error[g] * about[l].error + (query->norm[g] * about[l].norm + TINIEST);
+        held->upper[held->count] = upper;
+        held->lower[held->count] = bound < INFINITY ? upper - 2.0f * bound : -INFINITY;
+        held->index[held->count++] = base + l;
+        if (held->count >= held->enough) narrow(held, k, room, bars + g);
+      }
+  }
+  for (int g = 0; g < num_queries; g++) {
+    Likely *held = likely + g;
+    narrow(held, k, room, bars + g);
+    for (int i = 0; i < held->count; i++)
+      for (int d = 0; d < dim; d += 16) __builtin_prefetch(keys + held->index[i] * stride + d);
+    for (int i = 0; i < held->count; i += TILE) {
+      const float *tile[TILE];
+      int width = held->count - i < TILE ? held->count - i : TILE;
+      for (int l = 0; l < TILE; l++) tile[l] = keys + held->index[i + (l < width ? l : width - 1)] * stride;
+      scores(tile, turned, dim, out, highest);
+      for (int l = 0; l < width; l++)
+        if (out[l * GROUP + g] > best[g].bar) {
+          best[g].score[best[g].count] = out[l * GROUP + g];
+          best[g].index[best[g].count++] = held->index[i + l];
+        }
+      if (best[g].count > space - TILE) shrink(best + g, k, room);
+    }
+    shrink(best + g, k, room);
+  }
+  return 1;
+}
+#endif
+
 /* One segment of the keys of one head against all its queries. */
 static void scan(const float *turned, const float *keys, int64_t stride, int dim, int num_queries, int k, int start,
                  int stop, const int32_t *limit, const int32_t *first, Best *best, int32_t *room, int space) {
@@ -135,11 +383,13 @@ static void scan(const float *turned, const float *keys, int64_t stride, int dim
   for (int q = 0; q < num_queries; q++) shrink(best + q, k, room);
 }
 
-/* q fp32 [batch, heads, num_queries, dim]; keys fp32 with strides (in numbers) of batch, head and block; limit and
+/* q fp32 [batch, heads, num_queries, dim]; keys fp32 with strides (in numbers) of batch, head and block; codes and facts
+of them [heads, ...], shared by the batch, with a stride (in blocks) of the head, or null; limit and
 first (may be null) int32 [1 or batch, num_queries] with strides limit_batch, first_batch; lists int32 [batch, heads,
 num_queries, k], zeroed; counts int32 [batch, heads, num_queries]. Returns 0, or 1 if memory is short. */
 int select_blocks(const float *q, const float *keys, int64_t key_batch, int64_t key_head, int64_t key_block,
-                  const int32_t *limit, int limit_batch, const int32_t *first, int first_batch, int batch, int heads,
+                  const uint8_t *codes, const Facts *facts, int64_t code_head, const int32_t *limit, int limit_batch,
+                  const int32_t *first, int first_batch, int batch, int heads,
                   int num_queries, int num_keys, int dim, int k, int32_t *lists, int32_t *counts, int threads) {
   int end = 0;
   for (int i = 0; i < (limit_batch ? batch : 1) * num_queries; i++)
@@ -156,6 +406,7 @@ int select_blocks(const float *q, const float *keys, int64_t key_batch, int64_t 
   int length = ((end - begin) / segments / TILE + 1) * TILE;
   int groups = (num_queries + GROUP - 1) / GROUP, space = 2 * k + 4 * TILE;
   int64_t rows = (int64_t)planes * num_queries;
+  int step = codes ? GROUP : num_queries; /* queries that share a scan */
   float *part_score = malloc(sizeof(float) * rows * segments * k);
   int32_t *part_index = malloc(sizeof(int32_t) * rows * segments * k);
   int32_t *part_count = malloc(sizeof(int32_t) * rows * segments);
@@ -164,11 +415,20 @@ int select_blocks(const float *q, const float *keys, int64_t key_batch, int64_t 
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     float *turned = calloc((size_t)groups * GROUP * dim, sizeof(float));
-    int longest = space > segments * k ? space : segments * k;
+    int wide = 8 * k + 4 * TILE, longest = wide > segments * k ? wide : segments * k;
     float *score = malloc(sizeof(float) * num_queries * space);
     int32_t *room = malloc(sizeof(int32_t) * longest), *index = malloc(sizeof(int32_t) * num_queries * space);
     Best *best = malloc(sizeof(Best) * num_queries);
     int short_of = !turned || !room || !score || !index || !best;
+#ifdef CODED
+    Coded query = {malloc(sizeof(Code) * GROUP * dim), {0}, {0}, {0}, {0}};
+    float *ends = malloc(sizeof(float) * GROUP * wide * 2);
+    int32_t *named = malloc(sizeof(int32_t) * GROUP * wide);
+    Likely likely[GROUP];
+    for (int g = 0; g < GROUP; g++)
+      likely[g] = (Likely){ends + 2 * g * wide, ends + (2 * g + 1) * wide, named + g * wide, 0, 0};
+    short_of |= !query.code || !ends || !named;
+#endif
     if (short_of) {
 #pragma omp atomic write
       failed = 1;
@@ -185,8 +445,20 @@ int select_blocks(const float *q, const float *keys, int64_t key_batch, int64_t 
         for (int n = 0; n < num_queries; n++)
           best[n] = (Best){score + (int64_t)n * space, index + (int64_t)n * space, 0, -INFINITY};
         int start = begin + segment * length, stop = start + length < end ? start + length : end;
-        scan(turned, keys + b * key_batch + h * key_head, key_block, dim, num_queries, k, start, stop,
-             limit + (int64_t)b * limit_batch, first ? first + (int64_t)b * first_batch : NULL, best, room, space);
+        const float *plane_keys = keys + b * key_batch + h * key_head;
+        const int32_t *to = limit + (int64_t)b * limit_batch, *from = first ? first + (int64_t)b * first_batch : NULL;
+        for (int q0 = 0; q0 < num_queries; q0 += step) {
+          int some = num_queries - q0 < step ? num_queries - q0 : step;
+          const float *part = turned + (int64_t)q0 * dim;
+#ifdef CODED
+          if (codes && pays(stop - start, some, k) && encode_queries(rows_q + (int64_t)q0 * dim, some, dim, &query) &&
+              scan_codes(part, plane_keys, key_block, codes + h * code_head * dim, facts + h * code_head, dim, some, k,
+                         start, stop, to + q0, from ? from + q0 : NULL, best + q0, room, space, &query, likely, wide))
+            continue;
+#endif
+          scan(part, plane_keys, key_block, dim, some, k, start, stop, to + q0, from ? from + q0 : NULL, best + q0, room,
+               space);
+        }
         for (int n = 0; n < num_queries; n++) {
           int64_t at = ((int64_t)plane * num_queries + n) * segments + segment;
           part_count[at] = best[n].count;
@@ -211,6 +483,9 @@ int select_blocks(const float *q, const float *keys, int64_t key_batch, int64_t 
       }
     }
     free(turned), free(room), free(score), free(index), free(best);
+#ifdef CODED
+    free(query.code), free(ends), free(named);
+#endif
   }
   free(part_score), free(part_index), free(part_count);
   return failed;

@@ -86,6 +86,7 @@ def block_sparse_attention(
     Args:
         q: queries ``[B, H, Tq, D]``, bf16, fp16 or fp32, D from 8 to 128 (fast: 32, 64, 128).
         k: keys ``[B or 1, H, Tk, D]``; a batch of 1 is shared by all rows. Any strides, channels contiguous for speed.
+            On the CPU fp32 queries also read keys and values stored in fp16; all is computed in fp32.
         v: values, like ``k``.
         lists: int32 ``[B or 1, H or 1, NQ, L]``, ``NQ = Tq / q_block``; entry ``j`` names key rows ``j * kv_block
             ...``. Entries are distinct; ascending ones are fastest. Entries past ``counts`` are never read.
@@ -96,8 +97,8 @@ def block_sparse_attention(
         scale: factor on the logits, default ``D ** -0.5``.
         backend: "hopper" (forward on GPUs of compute capability 9.0, bf16 or fp16, 64 or 128 channels, blocks of 65 to
             192 queries and 40 to 320 keys; the default where it serves), "triton" (CUDA; otherwise the default there),
-            "native" (CPU with a C compiler, fp32, no gradients; the default there where it serves), "cpu" (the same in
-            torch's operators), "naive".
+            "native" (CPU with a C compiler, fp32 queries, no gradients; the default there where it serves), "cpu" (the
+            same in torch's operators), "naive".
         return_lse: also return the natural log-sum-exp, fp32 ``[B, H, Tq]`` (differentiable), to merge branches.
         inverse: :func:`invert_lists` of ``lists`` and ``counts``; pass it when several backward passes share them.
 
@@ -122,7 +123,9 @@ def block_sparse_attention(
         out, lse = run(q, k, v, lists, counts, kv_sizes, offsets, entries, q_block, kv_block, scale, backend)
     elif backend == "native":
         if not native.serves(q, k, v):
-            raise ValueError("block_sparse_attention: backend 'native' needs a C compiler, fp32 and channels in 32s")
+            raise ValueError(
+                "block_sparse_attention: backend 'native' needs a C compiler, fp32 queries and channels in 32s"
+            )
         out, lse = native.block_sparse_attention_native(q, k, v, lists, counts, kv_sizes, q_block, kv_block, scale)
     elif backend == "cpu":
         with torch.no_grad():

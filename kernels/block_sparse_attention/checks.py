@@ -47,9 +47,13 @@ def check_shapes(
         lambda: f"k {tuple(k.shape)} must be [{batch} or 1, {heads}, tokens, {dim}] to match q {tuple(q.shape)}",
     )
     _need(8 <= dim <= 128, lambda: f"head channels must be 8 to 128, got {dim}")
+    narrow = q.device.type == "cpu" and q.dtype == torch.float32 and k.dtype == v.dtype == torch.float16
     _need(
-        q.dtype in _DTYPES and k.dtype == q.dtype and v.dtype == q.dtype,
-        lambda: f"q, k and v must share one of bfloat16, float16, float32; got {q.dtype}, {k.dtype}, {v.dtype}",
+        narrow or (q.dtype in _DTYPES and k.dtype == q.dtype and v.dtype == q.dtype),
+        lambda: (
+            "q, k and v must share one of bfloat16, float16, float32, or on the CPU fp32 queries read fp16 keys and "
+            f"values; got {q.dtype}, {k.dtype}, {v.dtype}"
+        ),
     )
     _need(tokens % q_block == 0, lambda: f"{tokens} query tokens are not a multiple of q_block {q_block}; pad them")
     _need(

@@ -65,7 +65,7 @@ def block_sparse_attention_cpu(
 
     Args:
         q: ``[B, H, Tq, D]``.
-        k: ``[B or 1, H, Tk, D]``; fastest when the tokens of a head are contiguous.
+        k: ``[B or 1, H, Tk, D]``, in q's type or fp16; fastest when the tokens of a head are contiguous.
         v: like ``k``.
         lists: int32 ``[B or 1, H or 1, NQ, L]``.
         counts: int32 ``[B or 1, H or 1, NQ]``.
@@ -109,7 +109,7 @@ def block_sparse_attention_cpu(
         kept = [_buffer(name, count * longest, kv_block * dim, k) for name in ("keys", "values")]
         torch.index_select(k_table, 0, k_rows[part].flatten(), out=kept[0])
         torch.index_select(v_table, 0, v_rows[part].flatten(), out=kept[1])
-        some_k, some_v = (x.view(count, keys, dim) for x in kept)
+        some_k, some_v = (x.view(count, keys, dim).to(q.dtype) for x in kept)
         allowed = None if mask is None else mask[part]
         if kv_sizes is not None and allowed is not None:
             # Rows past a block's size may be uninitialised memory.

@@ -1,6 +1,7 @@
 """Block-sparse attention on the CPU by `attend.c`: keys and values are read in place, the next ones in advance.
 
-The torch twin that computes the same is `cpu.py`, also used where there is no compiler and for other types than fp32.
+The torch twin that computes the same is `cpu.py`, also used where there is no compiler and for other types than queries
+in fp32 with keys and values in fp32 or fp16.
 """
 
 from __future__ import annotations
@@ -28,14 +29,26 @@ def bind(path: Path) -> ctypes.CDLL:
     """A built library with its argument types set."""
     library = ctypes.CDLL(str(path))
     pointer, integer = ctypes.c_void_p, ctypes.c_int
-    library.attend.argtypes = [*[pointer] * 10, *[integer] * 7, ctypes.c_float, *[pointer] * 2, integer]
+    library.attend.argtypes = [
+        *[pointer] * 5,
+        integer,
+        *[pointer] * 5,
+        *[integer] * 7,
+        ctypes.c_float,
+        *[pointer] * 2,
+        integer,
+    ]
     library.attend.restype = library.channels.restype = integer
     return library
 
 
 def serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the library is there and takes these tensors: fp32, contiguous channels, as many as fill registers."""
-    if any(x.dtype != torch.float32 or x.stride(3) != 1 for x in (k, v)) or q.dtype != torch.float32:
+    """Whether the library is there and takes these tensors: contiguous channels, as many as fill registers.
+
+    q is fp32; k and v are both that or both fp16.
+    """
+    stored = (torch.float32, torch.float16)
+    if q.dtype != torch.float32 or k.dtype not in stored or v.dtype != k.dtype or k.stride(3) != 1 or v.stride(3) != 1:
         return False
     library = load()
     return library is not None and q.shape[3] % library.channels() == 0
@@ -61,7 +74,7 @@ def block_sparse_attention_native(
 
     Args:
         q: fp32 ``[B, H, Tq, D]`` that `serves` takes, like k and v.
-        k: fp32 ``[B or 1, H, Tk, D]``, any strides.
+        k: fp32 or fp16 ``[B or 1, H, Tk, D]``, any strides.
         v: like ``k``.
         lists: int32 ``[B or 1, H or 1, NQ, L]``.
         counts: int32 ``[B or 1, H or 1, NQ]``.
@@ -84,6 +97,7 @@ def block_sparse_attention_native(
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:3])
     failed = library.attend(
         q.data_ptr(), k.data_ptr(), _strides(k, 0, 1, 2), v.data_ptr(), _strides(v, 0, 1, 2),
+        k.dtype == torch.float16,
         lists.data_ptr(), _strides(lists, 0, 1, 2), counts.data_ptr(), _strides(counts, 0, 1),
         None if sizes is None else sizes.data_ptr(),
         batch, heads, tokens // q_block, q_block, kv_block, lists.shape[3], dim, scale,

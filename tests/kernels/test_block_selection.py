@@ -1,9 +1,12 @@
 import math
+import platform
 
 import pytest
 import torch
 from decmem_env.kernels import pool_blocks, select_blocks
-from decmem_env.kernels.block_selection import native
+from decmem_env.kernels.block_selection import Codes, native
+
+from decmem_env.conventions import native as compiler
 
 DEVICES = [
     pytest.param(
@@ -175,6 +178,98 @@ def test_the_scan_in_c_takes_ties_and_extremes_as_the_gpu_does():
         assert lists.flatten().tolist() == wanted and counts.item() == min(count, 5)
     with pytest.raises(ValueError, match="takes no mask"):
         select_blocks(torch.ones(1, 1, 1, 1), k, 1, limit, mask=k[..., 0][:, :, None] > 0, backend="native")
+
+
+def copies(keys: torch.Tensor) -> Codes:
+    """8-bit copies of keys [1, H, NK, D]."""
+    pages = keys[0][:, :, None].contiguous()
+    codes, facts = torch.empty(pages.shape, dtype=torch.uint8), torch.empty(*pages.shape[:3], native.CODE_FACTS)
+    native.encode(pages, codes, facts, torch.arange(pages.shape[1]))
+    return Codes(codes.flatten(1, 2), facts.flatten(1, 2))
+
+
+def draw(kind: str, dim: int, count: int, rng: torch.Generator) -> torch.Tensor:
+    """Pooled keys [1, 2, count, dim] of some spread."""
+    keys = torch.randn(1, 2, count, dim, generator=rng)
+    return {
+        "even": keys,
+        "far from the origin": keys + 3.0,
+        "all alike": keys[:, :, :1] + 1e-4 * keys,
+        "ties": keys.round(),
+        "equal": keys[:, :, :1].expand_as(keys).contiguous(),
+        "magnitudes": keys * 10.0 ** torch.randint(-20, 15, (count, 1), generator=rng),
+        "tiny": keys * 1e-42,
+    }[kind]
+
+
+KINDS = ("even", "far from the origin", "all alike", "ties", "equal", "magnitudes", "tiny")
+
+
+def check_copies() -> None:
+    """Lists by way of copies are those without."""
+    rng = torch.Generator().manual_seed(0)
+    for kind, (dim, queries, count) in zip(
+        KINDS * 2, [(64, 12, 9000), (32, 5, 3001), (128, 20, 4000), (8, 1, 3000)] * 4, strict=False
+    ):
+        keys, q = draw(kind, dim, count, rng), torch.randn(1, 2, queries, dim, generator=rng)
+        if kind == "ties":
+            q = q.round()
+        limit = torch.randint(count // 2, count + 1, (1, queries), dtype=torch.int32, generator=rng)
+        first = torch.randint(0, count // 4, (1, queries), dtype=torch.int32, generator=rng)
+        limit[0, 0] = count
+        held = copies(keys)
+        for options in ({}, {"first": first}):
+            want = select_blocks(q, keys, 48, limit, backend="native", **options)
+            found = select_blocks(q, keys, 48, limit, backend="native", codes=held, **options)
+            assert all(map(torch.equal, found, want)), (kind, dim)
+            part = slice(count // 3, None)
+            want = select_blocks(q, keys[:, :, part], 20, limit, backend="native", **options)
+            some = Codes(*(t[:, part] for t in held))
+            found = select_blocks(q, keys[:, :, part], 20, limit, backend="native", codes=some, **options)
+            assert all(map(torch.equal, found, want)), (kind, dim)
+
+
+@needs_compiler
+def test_copies_in_8_bits_select_the_same():
+    check_copies()
+
+
+@needs_compiler
+@pytest.mark.parametrize("flags", [("-mno-avx512f",), ("-mno-avx",)], ids=["32-byte registers", "16-byte registers"])
+def test_copies_in_8_bits_with_shorter_registers(flags, monkeypatch):
+    if platform.machine() != "x86_64":
+        pytest.skip("flags of x86-64")
+    monkeypatch.setattr(compiler, "_FLAGS", (("-march=x86-64-v3", *flags, "-fopenmp"), ("-march=x86-64-v3", *flags)))
+    path = compiler.built(native._SOURCE, flags)
+    assert path is not None
+    library = native.bind(path)
+    monkeypatch.setattr(native, "load", lambda: library)
+    check_copies()
+
+
+@needs_compiler
+def test_what_is_not_finite_is_selected_as_without_copies():
+    rng = torch.Generator().manual_seed(0)
+    keys, q = torch.randn(1, 1, 4000, 16, generator=rng), torch.randn(1, 1, 6, 16, generator=rng)
+    keys[0, 0, 5:4000:97, 3] = math.inf
+    keys[0, 0, 9:4000:101, 7] = math.nan
+    keys[0, 0, 11] = 3e38
+    limit = torch.full((1, 6), 4000, dtype=torch.int32)
+    for _ in range(2):
+        want = select_blocks(q, keys, 30, limit, backend="native")
+        assert all(map(torch.equal, select_blocks(q, keys, 30, limit, backend="native", codes=copies(keys)), want))
+        q[0, 0, 2, 1] = math.inf
+
+
+@needs_compiler
+def test_the_copies_tell_what_they_miss():
+    keys = draw("magnitudes", 64, 500, torch.Generator().manual_seed(0))
+    codes, facts = copies(keys)
+    held = (codes.double() - 128) * facts[..., :1].double()
+    missed, norm = (keys[0].double() - held).norm(dim=-1), held.norm(dim=-1)
+    for known, true in ((facts[..., 1], missed), (facts[..., 2], norm)):
+        assert (known >= true).all() and (known <= true * 1.00001 + 1e-37).all()
+    assert (missed <= facts[..., 0] * 0.51 * 8).all()
 
 
 def test_pooling_is_a_mean_in_fp32():

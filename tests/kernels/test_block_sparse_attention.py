@@ -117,6 +117,29 @@ def test_native_matches_loops(shape):
         assert_near(run("native", q * factor, k, v, lists, counts, options, grad=False), want, 1e-5)
 
 
+@pytest.mark.parametrize("backend", ["native", "cpu", "naive"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_keys_and_values_stored_in_16_bits(shape, backend):
+    q, k, v, lists, counts, options = make(**shape)
+    k, v = k.half(), v.half()
+    if backend == "native" and not native.serves(q, k, v):
+        pytest.skip("not served")
+    want = by_loops(q, k.float(), v.float(), lists, counts, **options)
+    assert_near(run(backend, q, k, v, lists, counts, options, grad=False), want, 1e-5)
+    with pytest.raises(ValueError, match="must share one of"):
+        run(backend, q.half(), k.float(), v.float(), lists, counts, options, grad=False)
+
+
+@pytest.mark.skipif(native.load() is None, reason="no C compiler")
+def test_every_fp16_number_is_read_as_it_is():
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
+    v = every[every.isfinite()].view(1, 1, -1, 32)
+    q, lists = torch.zeros(1, 1, v.shape[2], 32), torch.arange(v.shape[2], dtype=torch.int32).view(1, 1, -1, 1)
+    options = {"q_block": 1, "kv_block": 1, "backend": "native"}
+    out = block_sparse_attention(q, torch.zeros_like(v), v, lists, torch.ones_like(lists[..., 0]), **options)
+    assert torch.equal(out, v.float())
+
+
 @pytest.mark.skipif(native.load() is None, reason="no C compiler")
 @pytest.mark.parametrize("flags", [("-mno-avx512f",), ("-mno-avx",)], ids=["32-byte registers", "16-byte registers"])
 def test_native_with_shorter_registers(flags, monkeypatch):
@@ -131,6 +154,7 @@ def test_native_with_shorter_registers(flags, monkeypatch):
     assert_near(
         run("native", q, k, v, lists, counts, options, grad=False), by_loops(q, k, v, lists, counts, **options), 1e-5
     )
+    test_every_fp16_number_is_read_as_it_is()
 
 
 @pytest.mark.skipif(native.load() is None, reason="no C compiler")

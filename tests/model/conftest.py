@@ -69,7 +69,7 @@ def make_walk(length: int, seed: int = 0) -> Walk:
 
 @pytest.fixture(scope="session")
 def model() -> WorldModel:
-    return WorldModel.from_pretrained("debug", memory_budget=64 << 20)
+    return WorldModel.from_pretrained("debug", memory_budget=64 << 20, memory_dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@ import gc
 import numpy as np
 import pytest
 import torch
+from decmem_env.kernels.block_selection import native
+from decmem_env.model import WorldModel
 from decmem_env.model.config import debug, tiny
 from decmem_env.model.memory import MemoryBank, PagePool, page_bytes
 
@@ -21,6 +23,30 @@ def test_a_page_of_tiny_has_the_size_it_is_said_to_have():
     pool = PagePool(debug(), torch.device("cpu"), torch.float32, 1 << 20)
     held = sum(t[0].numel() * t[0].element_size() for t in pool.keys(0)) + pool.pooled(0, slice(None)).numel() * 4
     assert held * 2 == pool.limit * pool.page_bytes
+
+
+def test_copies_of_mean_keys_follow_them(monkeypatch):
+    walk, runs = make_walk(80), []
+    model = WorldModel.from_pretrained("debug", memory_budget=64 << 20)
+    pool = model.pool
+    assert pool.allocated <= pool.limit * pool.page_bytes
+    if native.load() is not None:
+        assert pool.allocated == pool.limit * pool.page_bytes
+    session = begin(model, walk, 1, context=70)
+    state = session.snapshot()
+    runs.append(play(model, session, walk, 70, 80))
+    for _ in range(2):
+        for layer in range(model.config.depth if pool._codes else 0):
+            slots = slice(int(session.bank.slots[0]), int(session.bank.slots[-1]) + 1)
+            codes, facts = pool.codes(layer, slots)
+            held = (codes.float() - 128) * facts[..., :1]
+            assert ((pool.pooled(layer, slots)[0] - held).abs() <= facts[..., :1] * 0.501).all()
+        state.spill()
+        session = model.restore(state)
+        runs.append(play(model, session, walk, 70, 80))
+    monkeypatch.setattr(PagePool, "codes", lambda *_: None)
+    runs.append(play(model, model.restore(state), walk, 70, 80))
+    assert all(np.array_equal(run, runs[0]) for run in runs)
 
 
 def test_the_budget_holds_and_forgetting_is_told():

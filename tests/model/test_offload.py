@@ -34,14 +34,16 @@ def small(host=256 << 20, frames=30, memory_dtype=None, **changes) -> WorldModel
     return make(budget, memory_dtype, host, **changes)
 
 
+@pytest.mark.parametrize("memory_dtype", [None, "float16"])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("fusion", ["gated", "union"])
-def test_frames_are_the_same_bit_for_bit(fusion, shared, monkeypatch):
+def test_frames_are_the_same_bit_for_bit(fusion, shared, memory_dtype, monkeypatch):
     walk = make_walk(80)
     if shared:  # layers share two stages, which are too small for a prefill
         monkeypatch.setattr(memory_layout, "_SHARES_ASKED", (0.5, 0.01))
     runs = []
-    for model in (make(fusion=fusion, depth=3, window=4), small(fusion=fusion, depth=3, window=4)):
+    changes = {"memory_dtype": memory_dtype, "fusion": fusion, "depth": 3, "window": 4}
+    for model in (make(**changes), small(**changes)):
         session = begin(model, walk, 1, context=50)
         runs.append(play(model, session, walk, 50, 80))
     assert (model.pool.layout.stages == 2) == shared
@@ -228,8 +230,29 @@ def test_copies_ahead_of_the_lists_change_nothing(monkeypatch):
 def test_a_budget_is_too_small_only_for_a_window():
     with pytest.raises(ValueError, match="give at least"):
         make(1 << 20, host=1 << 30)
-    with pytest.raises(ValueError, match="expected None or 'int8'"):
+    with pytest.raises(ValueError, match="expected None or one of 'float32', 'float16', 'int8'"):
         make(memory_dtype="int4")
+
+
+def test_16_bits_are_the_default_on_the_cpu():
+    walk, runs = make_walk(60), {}
+    for memory_dtype in (None, "float32"):
+        model = WorldModel.from_pretrained("debug", memory_budget=64 << 20, memory_dtype=memory_dtype)
+        session = begin(model, walk, 1, context=50)
+        runs[memory_dtype] = model, session, play(model, session, walk, 50, 60)
+    (half, session, frames), (full, _, exact) = runs.values()
+    assert [m.pool.storage for m in (half, full)] == [torch.float16, torch.float32]
+    assert half.pool.host_page_bytes * 2 == full.pool.host_page_bytes and half.pool.capacity > 1.5 * full.pool.capacity
+    assert abs(frames.astype(int) - exact.astype(int)).max() <= 4
+    assert half.kernel == full.kernel + "/float16"
+    state = session.snapshot()
+    with pytest.raises(SnapshotError, match="memory_dtype"):
+        full.restore(state)
+    state.spill()
+    ahead = play(half, session, walk, 50, 55)
+    assert np.array_equal(play(half, half.restore(state), walk, 50, 55), ahead)
+    with pytest.raises(ValueError, match="expected None or one of 'float64', 'int8'"):
+        WorldModel(random_checkpoint(), CPU, torch.float64, 64 << 20, "float16")
 
 
 def test_a_fork_costs_no_pages():
