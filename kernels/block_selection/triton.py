@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .naive import MAX_SCORES, score_chunks, select_blocks_naive
 
-# Many rows: a warp each, so that most of them run at once. Few rows (an interactive step): ROW_WARPS each, by the number
-# of keys (measured on an H200: of 4,096 values a row, 4 warps are faster than 8).
+# Many rows: a warp each, so that most of them run at once. Few rows (an interactive step): ROW_WARPS each, by their
+# number of keys (measured on an H200: of 4,096 values a row, 4 warps are faster than 8).
 MANY_ROWS, TINY, SHORT, LONG = 8192, 1024, 4096, 16384
 ROW_WARPS = (8, 4, 8)
 # Key blocks of a program of scores, channels that it multiplies at a time, warps, steps in flight.

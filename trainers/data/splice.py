@@ -119,7 +119,8 @@ def jumping_clip(
         seen[np.unique(chosen[-1] // STRIDE)] = True
         starts = np.arange(length - size + 1)
         if rng.random() < 0.75:
-            again = starts[table[:, seen].any(1)[starts // STRIDE]]
+            known = np.asarray(table[:, seen].any(axis=1))
+            again = starts[known[starts // STRIDE]]
             starts = again if len(again) else starts
         start = int(rng.choice(starts))
         chosen.append(np.arange(start, start + size))
