@@ -86,7 +86,7 @@ def test_a_restored_snapshot_continues_bit_for_bit(model, walk, tmp_path, settin
     frozen.save(tmp_path / "s.safetensors")
     wanted = play(model, session, walk, 17, 22)
     session.close()
-    other = WorldModel.from_pretrained("debug", memory_budget=64 << 20)
+    other = WorldModel.from_pretrained("debug", memory_budget=64 << 20, memory_dtype="float32")
     for state, engine in (
         (frozen, model),
         (frozen, model),
