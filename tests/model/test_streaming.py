@@ -61,9 +61,9 @@ def test_free_run_equals_one_pass(fusion, chunk, noises, monkeypatch):
     scores = []
     select = streaming.select_blocks
 
-    def spy(query, keys, k, limit, first=None):
+    def spy(query, keys, k, limit, **more):
         scores.append(query @ keys.transpose(-1, -2))
-        return select(query, keys, k, limit, first=first)
+        return select(query, keys, k, limit, **more)
 
     monkeypatch.setattr(streaming, "select_blocks", spy)
     velocities = record_velocities(monkeypatch, model)
