@@ -137,10 +137,9 @@ class ObjectiveConfig:
     Attributes:
         task: "autoencoder", "dynamics" or "pose".
         attention: "memory", "dense" or "window" (dynamics).
-        weight: Of a frame's velocity error: "velocity" (1), "x0" (t^2, the error of the clean latent), "log"
-            (1 / (own error + `log_floor`), the gradient of the mean PSNR) or "log_cells" (its geometric mean with the
-            same of each cell).
-        log_floor: Error of a unit-variance latent below which a weight grows no more.
+        weight: Of a frame's velocity error: "velocity" (1), "x0" (t^2, the error of the clean latent) or "log"
+            (1 / (own error + `log_floor`), the gradient of the mean PSNR).
+        log_floor: Error of a unit-variance latent below which a frame's weight grows no more.
         edit_weight: Times that cells count which show what a player broke or placed.
         pure_noise: Share of frames at flow time 1.
         time_mean: Of the logit of (1 - t) of the other frames (t = 1 is noise): below 0 favours noise.
@@ -181,7 +180,7 @@ _CHOICES = {
     "optimiser.schedule": ("cosine", "trapezoid"),
     "objective.task": ("autoencoder", "dynamics", "pose"),
     "objective.attention": ("memory", "dense", "window"),
-    "objective.weight": ("velocity", "x0", "log", "log_cells"),
+    "objective.weight": ("velocity", "x0", "log"),
 }
 
 

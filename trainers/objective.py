@@ -104,8 +104,7 @@ def flow_loss(velocity: Tensor, inputs: FlowInputs, config: ObjectiveConfig, cha
 
     Frames are weighted by 1, by t^2 (then it is the error of the clean latent) or by 1 / (own error + `log_floor`): the
     gradient of the mean log error, hence of the mean PSNR, which favours what memory can know over what must be
-    guessed; "log_cells" takes the geometric mean of that and of the same for each cell. Weights are divided by their
-    mean over the batch.
+    guessed. Weights of frames are divided by their mean over the batch.
 
     Args:
         velocity: [B, T, C, h, w].
@@ -114,18 +113,14 @@ def flow_loss(velocity: Tensor, inputs: FlowInputs, config: ObjectiveConfig, cha
         changed: bool [B, T, h, w], cells whose error counts `edit_weight` times.
     """
     error = (velocity.float() - inputs.target).square().mean(2)
-    plain = error.detach()
+    plain = error.detach().mean((2, 3))
     if changed is not None:
         error = error * (1.0 + (config.edit_weight - 1.0) * changed)
+    frames = error.mean((2, 3))
     if config.weight == "velocity":
-        return error.mean()
-    if config.weight == "x0":
-        scale = inputs.time.square()[..., None, None]
-    else:
-        scale = 1.0 / (plain.mean((2, 3), keepdim=True) + config.log_floor)
-        if config.weight == "log_cells":
-            scale = (scale / (plain + config.log_floor)).sqrt()
-    return (error * scale).mean() / scale.mean()
+        return frames.mean()
+    scale = inputs.time.square() if config.weight == "x0" else 1.0 / (plain + config.log_floor)
+    return (frames * scale).mean() / scale.mean()
 
 
 def clean_prediction(velocity: Tensor, inputs: FlowInputs) -> Tensor:

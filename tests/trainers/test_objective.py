@@ -53,7 +53,7 @@ def test_loss_weights():
     plain, clean = ObjectiveConfig(weight="velocity"), ObjectiveConfig(weight="x0")
     assert flow_loss(inputs.target, inputs, plain) == 0
     velocity = inputs.target + 0.5
-    for config in (plain, clean, ObjectiveConfig(weight="log"), ObjectiveConfig(weight="log_cells")):
+    for config in (plain, clean, ObjectiveConfig(weight="log")):
         assert flow_loss(velocity, inputs, config) == pytest.approx(0.25)
     velocity = inputs.target.clone()
     velocity[inputs.time < 0.5] += 1.0
@@ -71,19 +71,6 @@ def test_log_weight_is_the_gradient_of_the_mean_log_error():
     ratio = found / wanted
     assert torch.allclose(ratio, ratio.mean().expand_as(ratio), rtol=1e-3)
     assert found.abs().mean() > 0
-
-
-def test_cells_weigh_by_their_own_error_too():
-    torch.manual_seed(0)
-    inputs = sample_inputs(torch.randn(1, 2, 3, 1, 2), ObjectiveConfig())
-    error = torch.tensor([[[[0.1, 1.6]], [[0.4, 0.4]]]])
-    velocity = (inputs.target + error.sqrt()[:, :, None]).requires_grad_()
-    config = ObjectiveConfig(weight="log_cells", log_floor=1e-6)
-    (found,) = torch.autograd.grad(flow_loss(velocity, inputs, config), velocity)
-    weight = found[0, :, 0, 0] / error[0, :, 0].sqrt()
-    frame = torch.tensor([[0.85], [0.4]])
-    wanted = (frame * error[0, :, 0]).rsqrt()
-    assert torch.allclose(weight / weight.mean(), wanted / wanted.mean(), rtol=1e-3)
 
 
 def test_changed_cells_count_more():
