@@ -96,8 +96,8 @@ def jumping_clip(
     """A clip that jumps about in a trajectory whose world does not change.
 
     On a walk, the frame before shows most of the next one: hardly a frame in a hundred can be known from memory alone.
-    Here every piece but the first begins far from what the window holds, three of four within sight of something that
-    an earlier piece has shown.
+    Here every piece but the first begins somewhere else, three of four within sight of something that an earlier piece
+    has shown.
 
     Args:
         table: `revisit_table` of the trajectory.
