@@ -65,14 +65,13 @@ class DataConfig:
         contact: Share of simulated trajectories that run into walls, climb and fall (`worlds` kind `contact`).
         slow: Share of those off the grid of poses whose turns and steps take up to 16 times as many frames.
         beside: Share of walks' returns that come back beside the way out, so that views are near instead of exact.
+        tilted: Share of walks without edits that look up or down all the way.
         pool_worlds: Worlds kept on the device (autoencoder).
         pool_episodes: Encoded trajectories kept on the device (dynamics).
         min_fill: Worlds or trajectories that must be there before the first step.
         refresh_ratio: New frames encoded per frame trained (dynamics); worlds added per step at most (autoencoder).
         splice: Share of clips made of two or three pieces of a trajectory with time gaps.
-        jumps: Share of clips that jump about in their trajectory, mostly back to what they have shown (only where no
-            block changes).
-        pieces: Of such a clip, at most.
+        jumps: Share of clips that jump about in their trajectory, mostly back to what they have shown.
         aged: Share of clips whose earlier part is made older, up to two hours, than the trajectory says.
         frame_offset: Frame indices start at a random number up to this.
     """
@@ -90,13 +89,13 @@ class DataConfig:
     contact: float = 0.0
     slow: float = 0.4
     beside: float = 0.5
+    tilted: float = 0.25
     pool_worlds: int = 768
     pool_episodes: int = 4096
     min_fill: int = 192
     refresh_ratio: float = 0.25
     splice: float = 0.5
     jumps: float = 0.5
-    pieces: int = 24
     aged: float = 0.5
     frame_offset: int = 4096
 
@@ -217,7 +216,7 @@ class TrainConfig:
             value = getattr(getattr(self, section), key)
             if value not in choices:
                 raise ConfigError(f"{name}={value!r}: choose one of {', '.join(choices)}")
-        for name in ("batch", "frames", "episode_frames", "episodes_per_world", "worlds_per_job", "min_fill", "pieces"):
+        for name in ("batch", "frames", "episode_frames", "episodes_per_world", "worlds_per_job", "min_fill"):
             if getattr(self.data, name) < 1:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: must be at least 1")
         if min(self.objective.self_context_rounds, self.objective.self_context_groups) < 1:
@@ -228,7 +227,7 @@ class TrainConfig:
             raise ConfigError(
                 f"data.frames={self.data.frames} exceeds data.episode_frames={self.data.episode_frames}: raise it"
             )
-        for name in ("edits", "contact", "slow", "beside", "jumps"):
+        for name in ("edits", "contact", "slow", "beside", "tilted", "jumps"):
             if not 0.0 <= getattr(self.data, name) <= 1.0:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: a share from 0 to 1")
         if self.objective.log_floor <= 0.0 or self.objective.edit_weight < 0.0:

@@ -270,6 +270,7 @@ def sample_trajectories(
     candidates: int = 3,
     slow: float = 0.0,
     beside: float = 0.0,
+    tilted: float = 0.0,
 ) -> Trajectories:
     """Draw one walk per world.
 
@@ -284,6 +285,7 @@ def sample_trajectories(
             hold back in about a third of its steps).
         slow: Share of plans off the grid whose turns and steps take up to `SLOWEST` times as many frames.
         beside: Share of returns that come back beside the way out (0.4 to 1.7 blocks, up to 12 degrees off the grid).
+        tilted: Share of walks that begin looking up or down, and keep so (not of `edit`, whose scripts aim).
 
     Returns:
         Actions, poses and edits; starts are the spawn moved to dry open ground nearby.
@@ -297,6 +299,11 @@ def sample_trajectories(
     share = 0.0 if grid else slow
     plans = np.stack([_plan(rng, length, kind, grid, share, beside) for _ in range(n * candidates)])
     starts = np.stack([random_start(worlds[i // candidates], rng, grid) for i in range(n * candidates)])
+    if tilted > 0.0 and kind != "edit":
+        angles = rng.normal(0.0, 18.0, len(starts)).clip(-45.0, 45.0)
+        starts[:, 3] = np.where(
+            rng.random(len(starts)) < tilted, 15.0 * np.round(angles / 15.0) if grid else angles, 0.0
+        )
     index = np.arange(n * candidates) // candidates
     if kind == "edit":
         poses, edits = _walk_editing(worlds, index, starts, plans)

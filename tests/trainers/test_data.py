@@ -7,7 +7,16 @@ import torch
 from decmem_env.trainers.config import ConfigError, DataConfig, load_config
 from decmem_env.trainers.data.frames import FramePool
 from decmem_env.trainers.data.latents import LatentPool
-from decmem_env.trainers.data.splice import OLDEST, STRIDE, YOUNGEST, age, jumping_clip, revisit_table, sample_clip
+from decmem_env.trainers.data.splice import (
+    OLDEST,
+    YOUNGEST,
+    age,
+    jump_times,
+    jumping_clip,
+    revisit_table,
+    sample_clip,
+    view_numbers,
+)
 from decmem_env.trainers.data.stream import Episodes, EpisodeStream
 from decmem_env.trainers.data.voxel import VALIDATION_JOB, VALIDATION_SEED, EpisodeRenderer, VoxelJob
 from decmem_env.trainers.data.worldmem import ClipJob, fit_frames, read_index
@@ -78,22 +87,59 @@ def test_splices_never_jump_over_a_change():
     assert gaps > 100
 
 
-def test_jumping_clips_mostly_return_to_what_they_have_shown():
+def near_walk(length=512):
+    """Between two places, looking about at both: never twice the very same view."""
+    rng = np.random.default_rng(1)
+    poses = np.zeros((length, 5))
+    poses[:, 0] = 30.0 * (np.arange(length) // 128 % 2) + rng.uniform(0.0, 0.8, length)
+    poses[:, 4] = 60.0 * (np.arange(length) // 24 % 4) + rng.uniform(-8.0, 8.0, length)
+    return poses
+
+
+def test_jumping_clips_ask_memory_for_views_beside_those_shown():
+    rng = np.random.default_rng(0)
+    poses = near_walk()
+    table, views = revisit_table(poses), view_numbers(poses)
+    kinds, jumps = [], []
+    for _ in range(40):
+        index = jumping_clip(table, views, 96, rng)
+        assert index.shape == (96,) and index.min() >= 0 and index.max() < 512
+        broken = np.flatnonzero(np.diff(index) != 1) + 1
+        assert (broken >= 16).all()
+        jumps.append(len(broken))
+        kinds.append(revisit_kinds(poses[index])[48:])
+        times = jump_times(index, 512, rng)
+        assert times[0] == 0 and (np.diff(times) > 0).all()
+        assert (np.diff(times)[np.diff(index) == 1] == 1).all() and np.diff(times)[broken - 1].max() > 2
+    assert min(jumps) >= 2 and max(jumps) > 40
+    near, plain = (np.concatenate(kinds) == 1).mean(), (revisit_kinds(poses[:96])[48:] == 1).mean()
+    assert near > 0.2 and near > 2 * plain
+    for frames in (2, 8, 9):
+        assert len(jumping_clip(table[:3, :3], views[:9], frames, rng)) == frames
+
+
+def test_views_are_numbered_by_pose():
+    poses = np.array([[0.0, 1, 2, 0, 179.9], [0.0, 1, 2, 0, -180.1], [0.3, 1, 2, 0, 180.0], [0.0, 1, 2, 0, 176.0]])
+    numbers = view_numbers(poses)
+    assert numbers[0] == numbers[1] and len(set(numbers[1:].tolist())) == 3
+
+
+def test_jumping_clips_show_every_change_of_the_world_in_order():
     rng = np.random.default_rng(0)
     poses = there_and_back(512)
-    table, returns, jumps = revisit_table(poses), 0, 0
+    changes = np.zeros(512, bool)
+    changes[[40, 43, 110, 200, 330, 480]] = True
+    state = np.cumsum(changes)
+    changed = []
     for _ in range(60):
-        index, times = jumping_clip(table, 512, 96, 12, rng)
-        assert index.shape == times.shape == (96,) and index.min() >= 0 and index.max() < 512
-        assert (np.diff(times) > 0).all()
-        for t in np.flatnonzero(np.diff(index) != 1) + 1:
-            assert t >= 16
-            jumps += 1
-            returns += int(table[index[t] // STRIDE, index[:t] // STRIDE].any())
-    assert jumps > 200 and returns > 0.7 * jumps
-    for frames in (2, 8, 9):
-        index, _ = jumping_clip(revisit_table(poses[:9]), 9, frames, 12, rng)
-        assert len(index) == frames
+        index = jumping_clip(revisit_table(poses), view_numbers(poses), 96, rng, changes)
+        assert index.shape == (96,) and (index < 512).all()
+        shown = state[index]
+        # A change is seen to happen: never a jump from one state of the world into another.
+        for t in np.flatnonzero(np.diff(shown)) + 1:
+            assert index[t] == index[t - 1] + 1 and changes[index[t]]
+        changed.append(int(changes[index].sum()))
+    assert np.mean(changed) > 2
 
 
 def test_whole_clips_and_errors():
@@ -139,7 +185,7 @@ def test_aged_clips_are_older_before_one_place_and_show_the_same():
     pool = pool_of(4)
     pool.fill(4)
     young, old = (
-        pool.sample(DataConfig(batch=3, frames=8, aged=aged, frame_offset=0), np.random.default_rng(0))
+        pool.sample(DataConfig(batch=3, frames=8, aged=aged, jumps=0.0, frame_offset=0), np.random.default_rng(0))
         for aged in (0.0, 1.0)
     )
     assert (old.frame_index[:, -1] >= YOUNGEST).all() and (young.frame_index < 32).all()

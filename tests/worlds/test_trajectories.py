@@ -96,3 +96,15 @@ def test_mixed_walks_mostly_move_and_come_back(worlds):
 def test_unknown_kind(worlds):
     with pytest.raises(ValueError, match="unknown trajectory kind"):
         sample_trajectories(worlds, 8, np.random.default_rng(0), kind="dance")
+
+
+def test_tilted_walks_look_up_or_down_all_the_way(worlds):
+    worlds = worlds[:1]
+    level = sample_trajectories(worlds * 8, 60, np.random.default_rng(6), "turn_away", grid=True, candidates=1)
+    tilted = sample_trajectories(
+        worlds * 8, 60, np.random.default_rng(6), "turn_away", grid=True, candidates=1, tilted=1.0
+    )
+    np.testing.assert_array_equal(level.actions, tilted.actions)
+    assert (level.poses[:, 0, 3] == 0).all()
+    assert len(set(tilted.poses[:, 0, 3].tolist())) > 2 and (tilted.poses[:, 0, 3] % 15 == 0).all()
+    np.testing.assert_allclose(tilted.poses[..., 3] - level.poses[..., 3], tilted.poses[:, :1, 3] * np.ones((1, 60)))

@@ -14,7 +14,7 @@ from decmem_env.conventions.actions import Action
 from decmem_env.conventions.poses import normalised_intrinsics, projective_matrices
 
 from ..config import DataConfig
-from .splice import age, jumping_clip, revisit_table, sample_clip
+from .splice import age, jump_times, jumping_clip, revisit_table, sample_clip, view_numbers
 from .stream import Episodes, EpisodeStream
 from .voxel import EpisodeRenderer
 
@@ -141,8 +141,9 @@ class LatentPool:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Frame numbers and times of one clip of a trajectory."""
         table, changes = self.tables[slot], self._changes(slot)
-        if rng.random() < data.jumps and not changes.any():
-            return jumping_clip(table, self.length, data.frames, data.pieces, rng)
+        if rng.random() < data.jumps:
+            index = jumping_clip(table, view_numbers(self.poses[slot]), data.frames, rng, changes)
+            return index, jump_times(index, self.length, rng)
         index = sample_clip(table, self.length, data.frames, data.splice, rng, changes)
         return index, index
 

@@ -35,6 +35,7 @@ def open_stream(
             contact=data.contact,
             slow=data.slow,
             beside=data.beside,
+            tilted=data.tilted,
         )
     urgent = [VALIDATION_JOB + i for i in range(config.run.validation_worlds)] if ranks.main else []
     start = -(-first // ranks.size) * ranks.size + ranks.rank
