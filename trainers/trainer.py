@@ -22,6 +22,8 @@ from .optim import Optimisers
 from .profiling import Profile
 from .schedule import learning_rate, progress_of
 
+_ASK_RANKS = 8  # steps
+
 
 class Task(Protocol):
     """What a stage gives the loop."""
@@ -120,9 +122,13 @@ class Trainer:
         return progress_of(p.step, self.config.run.steps, p.elapsed, p.seconds)
 
     def _finished(self) -> bool:
+        step, steps = self.progress.step, self.config.run.steps
         over = self._share() >= 1.0 or time.monotonic() - self.started >= self.limit
-        # Clocks differ between ranks; all of them must leave the loop at the same step.
-        return self.ranks.any(over) if self.ranks.size > 1 else over
+        if self.ranks.size == 1 or (steps is not None and step >= steps):
+            return over
+        # Clocks differ between ranks and all of them must leave the loop at the same step. Asking makes every rank wait
+        # for its GPU, so they do not ask at every step.
+        return step % _ASK_RANKS == 0 and self.ranks.any(over)
 
     def run(self) -> dict[str, Any]:
         """Train until the schedule or this piece ends, then save, evaluate and export.
