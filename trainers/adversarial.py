@@ -6,8 +6,10 @@ distillation, arXiv 2311.17042, but on the latents themselves).
 
 - The discriminator sees one frame and nothing else. Given the frame before it would mostly check whether the two fit,
   which the flow loss does already; the model's drifted context would give its frames away, and clips jump in time.
+- It sees them through noise, so that differences too small to matter (frames that are right already) do not count.
 - Relativistic pairs (R3GAN, arXiv 2501.05441): a frame and its own truth are compared, so content cancels out. Its two
-  gradient penalties are taken as differences under small noise (as in APT, arXiv 2501.08316): no second derivatives.
+  gradient penalties are taken as differences between two draws of that noise (as in APT, arXiv 2501.08316): no second
+  derivatives.
 - The push on every frame is proportional to the flow loss's pull on it (both as gradients with respect to the
   velocity), so frames that cannot be known do not drown the others, and those that are right already stay so. The push
   has `objective.adversarial` times the pull's norm. The pull of a squared error grows with the distance from the mean,
@@ -31,8 +33,8 @@ from .optim import Optimisers
 FRAMES = 512  # compared a step: some 6 % of the cost of a step of 10 clips of 192 frames
 RAMP = 100  # steps over which the transformer comes to feel a discriminator that starts from nothing
 _RATE = 3e-4
-_PENALTY = 1.0  # of the squared gradient of a cell's logit, with latents of unit variance
-_NOISE = 0.1  # at which that gradient is measured; well above the rounding of bf16, invisible when decoded
+_NOISE = 0.3  # on all that the discriminator sees; latents have unit variance
+_PENALTY = 20.0  # of the squared gradient of a cell's logit, over steps of that size
 _PENALISED = 4  # every so manieth frame pays for the penalty's extra passes
 _SMOOTHING = 0.05
 
@@ -54,7 +56,8 @@ class Discriminator(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Logits fp32 [N, h, w] of latents [N, C, h, w]; higher looks truer."""
-        return self.layers(latents)[:, 0].float()
+        # The weights keep their order, which the fused optimiser and saved moments share.
+        return self.layers(latents.contiguous(memory_format=torch.channels_last))[:, 0].float()
 
 
 class Adversary:
@@ -73,8 +76,6 @@ class Adversary:
         cuda = ranks.device.type == "cuda"
         self.share, self.ranks, self._precision = share, ranks, precision
         self.module = Discriminator(channels).to(ranks.device)
-        if cuda:
-            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         ranks.broadcast(self.module)
         settings = OptimiserConfig(lr=_RATE, muon=False, weight_decay=0.0)
         self.optimisers = Optimisers(self.module, settings, fused=cuda, betas=(0.0, 0.99))
@@ -132,13 +133,12 @@ class Adversary:
         some = slice(None, None, _PENALISED)
         pair = torch.cat([true[some], made.detach()[some]])
         with self._precision():
-            true_logit, made_logit = self.module(true), self.module(made)
-            moved = self.module(pair + _NOISE * torch.randn_like(pair))
+            true_logit, made_logit, other = (self.module(_noised(frames)) for frames in (true, made, pair))
         lead = true_logit - made_logit
         share = (mask / mask.sum().clamp_min(1.0) / lead[0].numel())[:, None, None]
         (push,) = torch.autograd.grad((F.softplus(lead) * share).sum(), leaf, retain_graph=True)
 
-        slope = ((moved - torch.cat([true_logit[some], made_logit[some]])) / _NOISE).square()
+        slope = (other - torch.cat([true_logit[some], made_logit[some]])).square() / (2.0 * _NOISE**2)
         counted = mask[some].repeat(2)[:, None, None].expand_as(slope)
         penalty = (slope * counted).sum() / counted.sum().clamp_min(1.0)
         comparison = (F.softplus(-lead) * share).sum()
@@ -193,6 +193,10 @@ class Adversary:
         self.optimisers.load_moments(parts["moments"])
         self._norms.copy_(state["norms"])
         self.steps = int(state["steps"])
+
+
+def _noised(frames: Tensor) -> Tensor:
+    return frames + _NOISE * torch.randn_like(frames)
 
 
 def _detail(frames: Tensor, mask: Tensor) -> Tensor:
