@@ -44,6 +44,8 @@ class AutoencoderTask:
         profile: Section timer.
     """
 
+    adversary = None
+
     def __init__(self, config: TrainConfig, ranks: Ranks, init: str | None, profile: Profile) -> None:
         self.config, self.ranks, self.profile = config, ranks, profile
         changes = dict(config.autoencoder)

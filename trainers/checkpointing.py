@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import compact
+from .adversarial import Adversary
 from .ema import Ema
 from .files import (
     StateError,
@@ -26,6 +27,7 @@ from .files import (
 from .optim import Optimisers
 
 FORMAT = 1
+_ADVERSARY = "adversary.safetensors"
 
 
 @dataclass
@@ -74,6 +76,7 @@ def save_state(
     rng: np.random.Generator,
     config: dict[str, Any],
     small: bool = False,
+    adversary: Adversary | None = None,
 ) -> None:
     """Write the state of a run as a folder, replacing an older one only when complete.
 
@@ -86,6 +89,7 @@ def save_state(
         rng: The run's numpy generator.
         config: Resolved settings, for reference.
         small: Write the compact form.
+        adversary: What trains beside the module; the compact form leaves it out.
     """
     device = next(module.parameters()).device
     tensors, numpy_state = random_states(rng, device)
@@ -104,6 +108,8 @@ def save_state(
             write_tensors(fresh / "weights.safetensors", module.state_dict())
             write_tensors(fresh / "ema.safetensors", ema.state_dict())
             write_tensors(fresh / "moments.safetensors", optimisers.moments())
+            if adversary is not None:
+                write_tensors(fresh / _ADVERSARY, adversary.state_dict())
         write_tensors(fresh / "rng.safetensors", tensors)
         write_text(fresh / "state.json", json.dumps(about))
 
@@ -119,8 +125,15 @@ def find_state(run: Path) -> Path | None:
     return None
 
 
-def load_state(folder: Path, module: nn.Module, ema: Ema, optimisers: Optimisers, rng: np.random.Generator) -> Progress:
-    """Continue from a folder written by `save_state`.
+def load_state(
+    folder: Path,
+    module: nn.Module,
+    ema: Ema,
+    optimisers: Optimisers,
+    rng: np.random.Generator,
+    adversary: Adversary | None = None,
+) -> Progress:
+    """Continue from a folder written by `save_state`; an adversary that it does not hold starts afresh, with its ramp.
 
     Raises:
         StateError: Missing, damaged, of another format or of another model.
@@ -139,6 +152,8 @@ def load_state(folder: Path, module: nn.Module, ema: Ema, optimisers: Optimisers
         raise StateError(f"{folder}: the averaged weights do not fit this model; use --fresh")
     ema.load_state_dict(average, about["ema_updates"])
     optimisers.load_moments(moments)
+    if adversary is not None and (folder / _ADVERSARY).is_file():
+        adversary.load_state_dict(read_tensors(folder / _ADVERSARY))
     device = next(module.parameters()).device
     restore_random_states(rng, device, read_tensors(folder / "rng.safetensors"), about["numpy_rng"])
     return Progress(**about["progress"])

@@ -149,6 +149,9 @@ class ObjectiveConfig:
         self_context: Share of clips whose later context turns into the model's own frames (`data/own_context.py`).
         self_context_rounds: Steps for which such clips are kept; the context is up to so many generations deep.
         self_context_groups: Batches kept in turn, so that consecutive steps see different clips.
+        adversarial: Push of a discriminator towards true-looking frames over the pull of the flow loss
+            (`adversarial.py`), about the share of the missing detail that is put back, at a cost in PSNR; 0: none is
+            built. For the end of training. Rises from 0 over its first 100 steps.
         l1: Weight of the absolute error (autoencoder).
         l2: Weight of the squared error (autoencoder).
         gradient: Weight of the error of pixel differences (autoencoder).
@@ -168,6 +171,7 @@ class ObjectiveConfig:
     self_context: float = 0.0
     self_context_rounds: int = 6
     self_context_groups: int = 12
+    adversarial: float = 0.0
     l1: float = 1.0
     l2: float = 4.0
     gradient: float = 0.5
@@ -232,6 +236,8 @@ class TrainConfig:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: a share from 0 to 1")
         if self.objective.log_floor <= 0.0 or self.objective.edit_weight < 0.0:
             raise ConfigError("objective.log_floor must be above 0 and objective.edit_weight at least 0")
+        if self.objective.adversarial < 0.0 or (self.objective.adversarial > 0.0 and self.objective.pure_noise <= 0.0):
+            raise ConfigError("objective.adversarial must be at least 0, and above 0 it needs objective.pure_noise")
         pool = self.data.pool_worlds if self.objective.task == "autoencoder" else self.data.pool_episodes
         if self.data.min_fill > pool:
             raise ConfigError(f"data.min_fill={self.data.min_fill} exceeds the pool of {pool}: lower it")

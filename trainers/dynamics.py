@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from decmem_env.metrics import sharpness
+
+from .adversarial import Adversary
 from .config import ConfigError, TrainConfig
 from .data.latents import ClipBatch, LatentPool, make_batch
 from .data.own_context import ClipRing, TurningClips
@@ -76,6 +79,8 @@ class DynamicsTask:
         self.frames_per_step = config.data.batch * config.data.frames * ranks.size
         self.precision = autocast_of(config, device)
         self._ring: ClipRing | None = None
+        share, channels = config.objective.adversarial, size.latent_shape[0]
+        self.adversary = Adversary(share, channels, ranks, self.precision) if share > 0 else None
 
     def open(self, data: dict[str, Any]) -> None:
         """Start the data workers; `data` is the position of a resumed run."""
@@ -123,10 +128,15 @@ class DynamicsTask:
         inputs = sample_inputs(clips.batch.latents, objective, clips.context, clips.generated)
         with self.precision():
             velocity = run_model(self.model, clips.batch, inputs, objective.attention)
+        # Only from pure noise, with its action, is the prediction what a session would generate.
+        generated = (inputs.time == 1.0) & inputs.action_mask
         if objective.self_context > 0:
-            # Only from pure noise, with its action, is the prediction what a session would generate.
-            clips.take(clean_prediction(velocity, inputs), (inputs.time == 1.0) & inputs.action_mask)
-        return flow_loss(velocity, inputs, objective, clips.batch.changed)
+            clips.take(clean_prediction(velocity, inputs), generated)
+        flow = flow_loss(velocity, inputs, objective, clips.batch.changed)
+        if self.adversary is None:
+            return flow
+        with self.profile.section("adversary"):
+            return self.adversary.add(flow, velocity, inputs, clips.batch.latents, generated)
 
     def after_step(self) -> None:
         """Render and encode new trajectories in proportion to the frames trained."""
@@ -140,8 +150,8 @@ class DynamicsTask:
         Returns:
             val_loss (fixed noise); psnr_db of the next frame, predicted in one step from the true past; own_db of the
             same frames predicted from the model's own (`rollout_prediction`); bound_db (the autoencoder); copy_db (the
-            previous frame); and the first three as exact_* and near_* over frames that only memory beyond the last 8
-            frames can know.
+            previous frame); own_sharpness of the former over that of the decoded truth; and all but copy_db as exact_*
+            and near_* over frames that only memory beyond the last 8 frames can know.
         """
         data, device = self.config.data, self.ranks.device
         fixed = np.random.default_rng(7)
@@ -163,21 +173,24 @@ class DynamicsTask:
                     kinds = revisit_kinds(batch.poses[row])[data.frames // 2 :]
                     late = slice(data.frames // 2, None)
                     guess = psnr_per_frame(self.codec.decode(predicted[row, late]), frames[late])
-                    own = psnr_per_frame(self.codec.decode(rollout[row, late]), frames[late])
-                    bound = psnr_per_frame(self.codec.decode(batch.latents[row, late]), frames[late])
+                    dreamt, decoded = self.codec.decode(rollout[row, late]), self.codec.decode(batch.latents[row, late])
+                    own, bound = psnr_per_frame(dreamt, frames[late]), psnr_per_frame(decoded, frames[late])
                     copy = psnr_per_frame(frames[data.frames // 2 - 1 : -1], frames[late])
-                    rows.append(np.stack([*(s.cpu().numpy() for s in (guess, own, bound, copy)), kinds], 1))
+                    scores = (guess, own, bound, copy, sharpness(dreamt), sharpness(decoded))
+                    rows.append(np.stack([*(s.cpu().numpy() for s in scores), kinds], 1))
         if not rows:
             return {}
         table = np.concatenate(rows)
         result = {"val_loss": float(np.mean(losses))}
         names = ("psnr_db", "own_db", "bound_db", "copy_db")
         result |= dict(zip(names, map(float, table[:, :4].mean(0)), strict=True))
+        result["own_sharpness"] = _sharpness_ratio(table)
         for name, kind in (("near", 1), ("exact", 2)):
-            chosen = table[table[:, 4] == kind]
+            chosen = table[table[:, 6] == kind]
             result[f"{name}_frames"] = float(len(chosen))
             if len(chosen):
                 result |= {f"{name}_{n}": float(chosen[:, k].mean()) for k, n in enumerate(names[:3])}
+                result[f"{name}_own_sharpness"] = _sharpness_ratio(chosen)
         return result
 
     def _validation_batches(self, rng: np.random.Generator) -> Any:
@@ -211,3 +224,8 @@ class DynamicsTask:
     def close(self) -> None:
         """Stop the workers."""
         self.stream.close()
+
+
+def _sharpness_ratio(table: np.ndarray) -> float:
+    """Mean sharpness in column 4 over that in column 5."""
+    return float(table[:, 4].mean() / max(table[:, 5].mean(), 1e-9))

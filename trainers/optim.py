@@ -92,9 +92,16 @@ class Optimisers:
         module: Whose parameters to train.
         config: Rates.
         fused: Use the fused AdamW (CUDA).
+        betas: Of AdamW.
     """
 
-    def __init__(self, module: nn.Module, config: OptimiserConfig, fused: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        config: OptimiserConfig,
+        fused: bool = False,
+        betas: tuple[float, float] = (0.9, 0.98),
+    ) -> None:
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         matrices = [(n, p) for n, p in named if config.muon and is_block_matrix(n, p)]
         taken = {n for n, _ in matrices}
@@ -114,7 +121,7 @@ class Optimisers:
             if part
         ]
         if groups:
-            self.all.append(torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-8, fused=fused))
+            self.all.append(torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=1e-8, fused=fused))
             self.names.append([n for n, _ in decayed + plain])
 
     def step(self, lr: float) -> None:

@@ -73,6 +73,8 @@ class PoseTask:
         ConfigError: No `init`, or settings that do not fit.
     """
 
+    adversary = None
+
     def __init__(self, config: TrainConfig, ranks: Ranks, init: str | None, profile: Profile) -> None:
         if init is None:
             raise ConfigError("stage pose needs --init: the checkpoint whose latents it reads (model/weights/tiny)")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .adversarial import Adversary
 from .checkpointing import Progress, find_state, load_state, save_state
 from .config import TrainConfig
 from .curves import RunLog, draw_curves
@@ -30,6 +31,10 @@ class Task(Protocol):
 
     module: nn.Module
     frames_per_step: int
+
+    @property
+    def adversary(self) -> Adversary | None:
+        """What trains beside the module, if anything."""
 
     def open(self, data: dict[str, Any]) -> None:
         """Start the data workers at a position."""
@@ -102,7 +107,7 @@ class Trainer:
     def resume(self, folder: Path) -> None:
         """Continue from a saved state; the schedule keeps its length unless `run.minutes` says otherwise."""
         chosen = self.progress.seconds
-        self.progress = load_state(folder, self.task.module, self.ema, self.optimisers, self.rng)
+        self.progress = load_state(folder, self.task.module, self.ema, self.optimisers, self.rng, self.task.adversary)
         if self.config.run.minutes is not None or self.progress.seconds is None:
             self.progress.seconds = chosen
         if self.ranks.rank:  # the saved generators are those of rank 0
@@ -232,12 +237,15 @@ class Trainer:
             "data_share": round(wait / max(seconds, 1e-9), 3),
             "data": self.task.position(),
         }
+        rival = {} if self.task.adversary is None else self.task.adversary.figures()
+        record |= rival
         log.write(record)
         data = " ".join(f"{k} {v:g}" for k, v in record["data"].items())
         self.say(
             f"step {self.progress.step:6d} {100 * share:5.1f} % loss {loss:.4f} grad {norm:.3f} lr {lr:.2e} "
             f"{speed:,.0f} frames/s {1e3 * seconds / steps:.0f} ms/step "
             f"data {100 * record['data_share']:.0f} % ({data})"
+            + "".join(f" {name.replace('_', ' ')} {value:.3g}" for name, value in rival.items())
         )
         return loss
 
@@ -246,15 +254,17 @@ class Trainer:
         self._share()
         self.progress.data = self.task.position()
         folder = self.out / ("compact" if small else "state")
+        config, task = self.config.to_dict(), self.task
         save_state(
-            folder, self.task.module, self.ema, self.optimisers, self.progress, self.rng, self.config.to_dict(), small
+            folder, task.module, self.ema, self.optimisers, self.progress, self.rng, config, small, task.adversary
         )
         return folder
 
     def _finish(self, log: RunLog | None, mean_loss: float) -> dict[str, Any]:
         result: dict[str, Any] = {"step": self.progress.step, "progress": self._share(), "loss": mean_loss}
         if self.ranks.size > 1:
-            own = sum(float(p.detach().double().sum()) for p in self.optimisers.params)
+            rival = [] if self.task.adversary is None else self.task.adversary.optimisers.params
+            own = sum(float(p.detach().double().sum()) for p in [*self.optimisers.params, *rival])
             if self.ranks.any(abs(own - self.ranks.mean(own)) > 1e-6 * (1.0 + abs(own))):
                 raise StateError(f"the weights of the {self.ranks.size} ranks have drifted apart: nothing was saved")
             self.say(f"{self.ranks.size} ranks agree on the weights")

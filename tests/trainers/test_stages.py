@@ -43,11 +43,11 @@ def test_stage_trains_saves_evaluates_and_exports(runs, stage):
         assert all(t.dtype == torch.float16 for t in weights.values() if t.is_floating_point())
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "decmem"])
-def test_resume_continues_exactly(runs, stage, tmp_path):
+@pytest.mark.parametrize(("stage", "share"), [("autoencoder", 0.0), ("decmem", 0.0), ("decmem", 0.5)])
+def test_resume_continues_exactly(runs, stage, share, tmp_path):
     settings = {"run.steps": 4, "run.log_seconds": 0, "run.validation_worlds": 0, "optimiser.warmup": 3}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    more = {"objective.self_context": 0.0} if stage == "decmem" else {}
+    more = {"objective.self_context": 0.0, "objective.adversarial": share} if stage == "decmem" else {}
     run_stage(f"debug_{stage}", whole, settings | more, device="cpu", init=init_of(runs, stage))
     # The same schedule, cut by a time limit after two steps.
     import decmem_env.trainers.trainer as trainer
@@ -66,7 +66,7 @@ def test_resume_continues_exactly(runs, stage, tmp_path):
     assert max(losses(parts)) == 2
     run_stage(f"debug_{stage}", parts, settings | more, device="cpu", init=init_of(runs, stage))
     assert losses(parts) == losses(whole) and len(losses(whole)) == 4
-    for name in ("weights", "ema", "moments"):
+    for name in ("weights", "ema", "moments", *(["adversary"] if share else [])):
         a, b = (load_file(f / "state" / f"{name}.safetensors") for f in (whole, parts))
         assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
@@ -181,6 +181,7 @@ def test_two_ranks_train_the_same_weights(runs, tmp_path):
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "decmem_env.trainers", "debug_dense_short", "--device", "cpu"]
     command += ["--init", str(runs["autoencoder"]), "--set", "run.validation_worlds=0"]
+    command += ["--set", "objective.adversarial=0.5"]
     processes = []
     for rank in range(2):
         env = os.environ | {
