@@ -28,8 +28,9 @@ from decmem_env.model.pose_predictor import (
 from torch import Tensor, nn
 
 from .config import ConfigError, TrainConfig
+from .data.dreams import Dreamer
 from .data.sources import open_stream
-from .data.surroundings import Followers, SurroundingsBatch, SurroundingsPool
+from .data.surroundings import Followers, SurroundingsBatch, SurroundingsPool, joined
 from .data.voxel import EpisodeRenderer
 from .distributed import Ranks
 from .files import replacing_folder
@@ -44,7 +45,10 @@ _ASKED = 56  # columns a frame: all that are in sight
 _HIDDEN_WEIGHT = 0.1  # of cells that no air touches: nobody can see or bump into them
 _NEAR_WEIGHT, _TOUCHED_WEIGHT = 3.0, 10.0  # of columns that the player can touch, and of its own heights in them
 _TOUCHED = 1, 2  # layers below and from the feet's that a walking player touches: ground, feet, head, room to step up
-_NOISE, _BLUR = 0.5, 0.6  # dreamt latents are a little wrong and softer than encoded ones
+_NOISE, _BLUR, _DISTURBED = 0.5, 0.6, 0.25  # dreamt latents are a little wrong and softer; share of pieces
+_DREAMERS = 48  # walks that are dreamed at once
+_DREAMS = 512  # dreamed walks kept
+_DREAM_EVERY = 2  # steps: a dreamed frame of each takes about as long as a step
 
 
 @dataclass
@@ -98,6 +102,13 @@ class PoseTask:
         self._weight = torch.where(self._touched, _TOUCHED_WEIGHT, torch.where(near, _NEAR_WEIGHT, 1.0))
         self._map = self._empty_map(config.data.batch)
         self._validation: SurroundingsPool | None = None
+        self._dreamer: Dreamer | None = None
+        self._steps = 0
+
+    def _shares(self) -> tuple[int, int]:
+        """Rows of true and of dreamed latents."""
+        dreamed = round(self.config.data.batch * self.config.data.dreams)
+        return self.config.data.batch - dreamed, dreamed
 
     def _empty_map(self, rows: int) -> Tensor:
         return torch.zeros(rows, _MAP**3, CLASSES, device=self._columns.device)
@@ -114,7 +125,13 @@ class PoseTask:
         size = (self.codec.config.height, self.codec.config.width)
         self.stream = open_stream(self.config, self.ranks, size, first=0 if exact else data.get("job", 0))
         self.pool = self._pool(self.stream, self.config.data.pool_episodes)
-        self._rows = Followers(self.pool, self.config.data.batch, self.config.data.frames)
+        self._rows = [Followers(self.pool, rows, self.config.data.frames) for rows in self._shares() if rows]
+        if self._shares()[1]:
+            self._dreams = self._pool(None, _DREAMS)
+            try:
+                self._dreamer = Dreamer(self.folder, self.pool, self._dreams, _DREAMERS, self.config.run.seed)
+            except FileNotFoundError as missing:
+                raise ConfigError(f"data.dreams={self.config.data.dreams}: {missing} is missing: use 0") from None
         if exact:
             self.pool.replay(data.get("added", 0), data.get("allowance", 0.0))
 
@@ -129,9 +146,13 @@ class PoseTask:
     def next_batch(self, rng: np.random.Generator) -> Piece:
         """Pieces of one step, their latents disturbed as dreamt ones are."""
         with self.profile.section("sample"):
-            batch, fresh = self._rows.next(rng)
+            if self._dreamer is not None and self._rows[-1].pool is self.pool and self._dreams.count:
+                # Until the first dreams are there, all rows follow true walks.
+                self._rows[-1] = Followers(self._dreams, self._shares()[1], self.config.data.frames)
+            batches, fresh = zip(*(rows.next(rng) for rows in self._rows), strict=True)
+            batch = joined(batches)
             batch.latents = disturbed(batch.latents)
-            return Piece(batch, torch.from_numpy(fresh).to(self._map.device))
+            return Piece(batch, torch.from_numpy(np.concatenate(fresh)).to(self._map.device))
 
     def loss(self, piece: Piece, rng: np.random.Generator) -> Tensor:
         """Mean cross entropy of the map after each frame; maps go on to the next piece of their trajectories."""
@@ -208,7 +229,11 @@ class PoseTask:
         return torch.stack(maps, 1)
 
     def after_step(self) -> None:
-        """Take in new trajectories."""
+        """Take in new trajectories, and dream on."""
+        self._steps += 1
+        if self._dreamer is not None and self._steps % _DREAM_EVERY == 0:
+            with self.profile.section("dream"):
+                self._dreamer.step()
         with self.profile.section("refresh"):
             self.pool.refresh(self.config.data.refresh_ratio * self.frames_per_step)
 
@@ -256,6 +281,8 @@ class PoseTask:
 
     def close(self) -> None:
         """Stop the workers."""
+        if self._dreamer is not None:
+            self._dreamer.close()
         self.stream.close()
 
 
@@ -289,10 +316,10 @@ def surface_weight(labels: Tensor) -> Tensor:
 
 
 def disturbed(latents: Tensor) -> Tensor:
-    """Latents [B, T, C, h, w] as a dream might show them: half of the pieces get noise, half of them blur."""
+    """Latents [B, T, C, h, w] as a dream might show them: a share of the pieces gets noise, as many get blur."""
     rows = len(latents)
     shape = (rows, 1, 1, 1, 1)
-    level = torch.rand(2, *shape, device=latents.device) * (torch.rand(2, *shape, device=latents.device) < 0.5)
+    level = torch.rand(2, *shape, device=latents.device) * (torch.rand(2, *shape, device=latents.device) < _DISTURBED)
     flat = latents.flatten(0, 1)
     soft = F.avg_pool2d(flat, 3, 1, 1, count_include_pad=False).view_as(latents)
     latents = torch.lerp(latents, soft, _BLUR * level[0])

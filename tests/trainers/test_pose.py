@@ -45,7 +45,7 @@ def test_disturbed_latents_keep_some_pieces_clean():
     torch.manual_seed(0)
     latents = torch.randn(64, 2, 4, 6, 10)
     change = (disturbed(latents) - latents).square().mean((1, 2, 3, 4)).sqrt()
-    assert 0.1 < (change == 0).float().mean() < 0.45 and 0.2 < change.max() < 1.2
+    assert 0.35 < (change == 0).float().mean() < 0.75 and 0.2 < change.max() < 1.2
 
 
 class _Pool:
@@ -120,11 +120,40 @@ def test_stage_learns_and_exports(runs, tmp_path):
     assert model is not None and model.config.latent_channels == 8
 
 
+def test_walks_are_dreamed_anew(runs):
+    cpu = torch.device("cpu")
+    settings = {"data.dreams": 0.5, "data.edits": 0.0, "data.refresh_ratio": 0.0}
+    task = PoseTask(load_config("debug_pose", settings), Ranks("cpu"), str(runs["dense"]), Profile(cpu))
+    task.open({})
+    task.fill()
+    source, rng = task.pool, np.random.default_rng(0)
+    assert not task.next_batch(rng).batch.latents.isnan().any()  # as yet of true walks
+    taken = [source.poses[slot] for slot in range(source.count)]
+    for _ in range(2 * source.length):  # a dreamed frame every second step
+        task.after_step()
+    dreams = task._dreams
+    assert dreams.count == source.count == len(taken)
+    starts = []
+    for row in range(dreams.count):
+        (slot,) = (i for i, poses in enumerate(taken) if np.array_equal(poses, dreams.poses[row]))
+        assert torch.equal(dreams.labels[row], source.labels[slot])
+        same = (dreams.latents[row] == source.latents[slot]).flatten(1).all(1)
+        starts.append(int(same.sum()))
+        assert same[: starts[-1]].all() and dreams.latents[row].std() > 0
+    assert max(starts) <= source.length // 2
+    piece = task.next_batch(rng)
+    assert piece.batch.latents.shape[:2] == (2, 4) and piece.fresh[1]  # that row turned to the dreams
+    assert torch.isfinite(task.loss(piece, rng))
+    task.close()
+
+
 def test_settings_that_do_not_fit(runs, tmp_path):
     with pytest.raises(ConfigError, match="needs --init"):
         run_stage("debug_pose", tmp_path, device="cpu")
     with pytest.raises(ConfigError, match="at most 24"):
         settings = {"data.frames": 40, "data.episode_frames": 60}
         run_stage("debug_pose", tmp_path, settings, device="cpu", init=str(runs["autoencoder"]))
+    with pytest.raises(ConfigError, match=r"data.dreams=0.5: .*transformer.safetensors is missing"):
+        run_stage("debug_pose", tmp_path, {"data.dreams": 0.5}, device="cpu", init=str(runs["autoencoder"]))
     with pytest.raises(ConfigError, match="share from 0 to 1"):
         run_stage("debug_pose", tmp_path, {"data.contact": 2}, device="cpu", init=str(runs["autoencoder"]))

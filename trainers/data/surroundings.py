@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,14 @@ class SurroundingsPool(LatentPool):
             draw_edited(blocks, no_edits() if episodes.edits is None else episodes.edits[row], self.length, look)
         return super()._insert(episodes)
 
+    def take(self, source: SurroundingsPool, slot: int, latents: Tensor) -> None:
+        """Insert a trajectory of another pool, with other latents [L, C, h, w]."""
+        own = self.added % self.capacity
+        self.stamps[own], self.labels[own], self.latents[own] = self.added, source.labels[slot], latents
+        self.actions[own], self.poses[own] = source.actions[slot], source.poses[slot]
+        self.added += 1
+        self.count = min(self.added, self.capacity)
+
     def pieces(self, which: NDArray[np.int64], start: NDArray[np.int64], frames: int) -> SurroundingsBatch:
         """Cut pieces of `frames` consecutive frames from the trajectories in slots `which` [B], from `start` [B] on."""
         index = start[:, None] + np.arange(frames)
@@ -109,6 +118,11 @@ class SurroundingsPool(LatentPool):
             torch.from_numpy(poses[..., 1] - before).float().to(device),
             self.labels.flatten(0, 1)[take].long(),
         )
+
+
+def joined(batches: Sequence[SurroundingsBatch]) -> SurroundingsBatch:
+    """One batch of the rows of several."""
+    return SurroundingsBatch(*(torch.cat([getattr(b, f.name) for b in batches]) for f in fields(SurroundingsBatch)))
 
 
 class Followers:
