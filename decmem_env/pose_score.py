@@ -129,6 +129,7 @@ class Scorer:
     def run(self, method: str) -> NDArray[np.float64]:
         """Predicted poses of a method, float64 [n, 1 + L + T, 5]."""
         frames, loop = method.split("_")
+        self._generated = [frames == "dream"] * len(self.walks.worlds)
         follow = self.open if loop == "open" else self.closed
         if frames == "true":
             return follow(self.true_latents)
@@ -145,7 +146,7 @@ class Scorer:
         players = [PredictedPlayer(pose) for pose in walks.poses[:, 0]]
         total = [walks.poses[:, 0].copy()]
         for t in range(1, walks.actions.shape[1]):
-            self.players.observe(players, latents(t - 1, walks.poses[:, t - 1]))
+            self.players.observe(players, latents(t - 1, walks.poses[:, t - 1]), self._generated)
             made = self.players.move(players, walks.actions[:, t])
             step = made - walks.poses[:, t - 1]
             total.append(np.concatenate([total[-1][:, :3] + step[:, :3], made[:, 3:]], 1))
@@ -159,7 +160,7 @@ class Scorer:
         players = [PredictedPlayer(pose) for pose in self.walks.poses[:, 0]]
         poses = [self.walks.poses[:, 0]]
         for t in range(1, self.walks.actions.shape[1]):
-            self.players.observe(players, latents(t - 1, poses[-1]))
+            self.players.observe(players, latents(t - 1, poses[-1]), self._generated)
             poses.append(self.players.move(players, self.walks.actions[:, t]))
             self.progress(len(players))
         return np.stack(poses, 1)

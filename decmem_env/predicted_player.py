@@ -164,18 +164,20 @@ class PredictedPlayers:
         self.predictor, self.device = predictor, device
         self._columns = all_columns(device)
 
-    def observe(self, players: Sequence[PredictedPlayer], latents: Tensor) -> None:
+    def observe(self, players: Sequence[PredictedPlayer], latents: Tensor, generated: Sequence[bool]) -> None:
         """Let each player see one latent frame from where it is.
 
         Args:
             players: n players.
             latents: float [n, C, h, w].
+            generated: Of each frame, whether the model made it.
         """
         inside = np.stack([player.simulator.poses[0] for player in players])
         cell = np.floor(inside[:, :3] + _ROUNDING).astype(np.int64)
         inner = torch.from_numpy((inside[:, :3] - cell).astype(np.float32)).to(self.device)
         angles = torch.from_numpy(inside[:, 3:].astype(np.float32)).to(self.device)
         climb = torch.tensor([player.climb for player in players], dtype=torch.float32, device=self.device)
+        made = torch.tensor(generated, dtype=torch.bool, device=self.device)
         with torch.inference_mode():
             features = self.predictor.read(latents.to(self.device, torch.float32), inner, angles)
             asked = self.predictor.asked(inner, angles)
@@ -187,7 +189,7 @@ class PredictedPlayers:
                 [p.known[x[i, ..., None], z[i, ..., None], y[i, ..., 0, :]] for i, p in enumerate(players)]
             )
             known = torch.from_numpy(before).to(self.device, torch.float32)
-            seen = self.predictor.sight(features, columns, inner, angles, climb)
+            seen = self.predictor.sight(features, columns, inner, angles, climb, made)
             shown = self.predictor.shown(columns, inner, angles)
             after = bounded(self.predictor.update(seen, shown, known)).cpu().numpy()
         for i, player in enumerate(players):
@@ -227,7 +229,7 @@ class PredictedPlayers:
         player = PredictedPlayer(poses[0])
         for latent, pose in zip(latents, poses, strict=True):
             player.place(pose)
-            self.observe([player], latent[None])
+            self.observe([player], latent[None], [False])
         return player
 
 
@@ -260,7 +262,9 @@ class PredictedPoses:
 
     def observe(self, players: Sequence[PredictedPlayer], sessions: Sequence[Any]) -> None:
         """Let each player see the newest frame of its session."""
-        self._players.observe(players, torch.stack([session.pending.latents[-1] for session in sessions]))
+        newest = [session.pending for session in sessions]
+        latents = torch.stack([frames.latents[-1] for frames in newest])
+        self._players.observe(players, latents, [bool(frames.generated[-1]) for frames in newest])
 
     def move(self, players: Sequence[PredictedPlayer], actions: NDArray[np.float32]) -> NDArray[np.float64]:
         """Let each player act for one frame; see `PredictedPlayers.move`."""

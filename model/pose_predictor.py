@@ -40,13 +40,14 @@ NEIGHBOURS = 4
 LARGEST = 6.0  # logits of the map stay within +- this: any cell can change its mind in a few frames
 _BESIDE = 1  # columns this near are asked about even out of sight: the player touches them
 _MARGIN = 1.1  # half widths of the picture within which a column counts as in sight
-_ATTRIBUTES = 13
+_ATTRIBUTES = 14
 _UNDECIDED = 1.0  # lead of a logit; cells with less may be guessed at without being shown
 _SLIVER = 0.05  # blocks; cells that reach less into the picture are not shown
 _GEOMETRY = 17
 _HEIGHTS = 2 * LAYERS + 1  # where a column's axis looks into the picture: floors, middles, and the last ceiling
 _SPOTS = 5  # where each cell looks into the part of the picture that it covers
 _ASIDE = 0.35  # of that part's width and height, from its middle to the other spots
+_FINER = 4  # of the map that cells look into, times the latent's resolution: a block 6 blocks away has 11 pixels of 96
 _NEAREST = 0.05  # blocks; what is nearer to the camera's plane is taken to be this far
 
 
@@ -61,7 +62,7 @@ class PoseConfig:
         vertical_fov: Degrees.
         width: Channels of the convolutions over the latent.
         blocks: Residual blocks of them.
-        fine: Channels of its map of twice the resolution, which cells look into.
+        fine: Channels of a map of `_FINER` times the resolution, which cells look into.
         cell: Channels of what is seen of a cell.
         hidden: Units of the network that updates a column of cells.
     """
@@ -130,7 +131,7 @@ class PosePredictor(nn.Module):
         self.stance = nn.Linear(3, width)
         self.first = nn.ModuleList([_conv(width, width) for _ in range(config.blocks)])
         self.second = nn.ModuleList([_conv(width, width, 1) for _ in range(config.blocks)])
-        self.fine = _conv(width, 4 * config.fine, 1)
+        self.fine = _conv(width, _FINER**2 * config.fine, 1)
         self.cell = nn.Sequential(
             nn.Linear((3 + _SPOTS) * config.fine + _GEOMETRY, 2 * config.cell),
             nn.SiLU(),
@@ -155,14 +156,14 @@ class PosePredictor(nn.Module):
             angles: float32 [n, 2], pitch and yaw in degrees.
 
         Returns:
-            [n, fine, 2 h, 2 w].
+            [n, fine, _FINER * h, _FINER * w].
         """
         pitch = torch.deg2rad(angles[:, :1])
         stance = self.stance(torch.cat([pitch.sin(), pitch.cos(), inner[:, 1:2]], -1))
         x = self.entry(latents) + self.where + stance[..., None, None]
         for first, second in zip(self.first, self.second, strict=True):
             x = x + second(F.silu(first(F.silu(x))))
-        return F.pixel_shuffle(self.fine(F.silu(x)), 2)
+        return F.pixel_shuffle(self.fine(F.silu(x)), _FINER)
 
     def asked(self, inner: Tensor, angles: Tensor) -> Tensor:
         """Columns that a frame may tell about: in reach and, seen from above, in sight; or beside the player.
@@ -186,15 +187,18 @@ class PosePredictor(nn.Module):
         seen &= (level > 0.0) & (dx.square() + dz.square() <= (REACH + 0.5) ** 2)
         return seen | (columns.abs().amax(-1) <= _BESIDE)
 
-    def sight(self, features: Tensor, columns: Tensor, inner: Tensor, angles: Tensor, climb: Tensor) -> Tensor:
+    def sight(
+        self, features: Tensor, columns: Tensor, inner: Tensor, angles: Tensor, climb: Tensor, generated: Tensor
+    ) -> Tensor:
         """What a frame shows of columns, whatever the map says.
 
         Args:
-            features: [n, fine, 2 h, 2 w] of `read`.
+            features: [n, fine, _FINER * h, _FINER * w] of `read`.
             columns: int64 [n, Q, 2], offsets (x, z) from the player's own column.
             inner: float32 [n, 3], position of the feet within their cell.
             angles: float32 [n, 2], pitch and yaw in degrees.
             climb: float32 [n], by how much the player rose since the frame before, in blocks.
+            generated: bool [n], frames that a model made: they must not undo what true ones have shown.
 
         Returns:
             [n, Q, hidden].
@@ -210,7 +214,9 @@ class PosePredictor(nn.Module):
         own = own.unflatten(2, (LAYERS, _SPOTS)).flatten(3)
         where = torch.cat([geometry, part * covers[..., None]], -1).to(found)
         cells = torch.cat([axis[:, :, :-2:2], axis[:, :, 1::2], axis[:, :, 2::2], own, where], -1)
-        body = torch.stack([inner[:, 1], climb.clamp(-1.0, 1.0), (climb.abs() < 1e-3).to(inner)], -1)
+        body = torch.stack(
+            [inner[:, 1], climb.clamp(-1.0, 1.0), (climb.abs() < 1e-3).to(inner), generated.to(inner)], -1
+        )
         body = body[:, None].expand(-1, columns.shape[1], -1)
         return self.column(torch.cat([self.cell(cells).flatten(2), attributes.to(found), body.to(found)], -1))
 

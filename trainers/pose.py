@@ -45,10 +45,9 @@ _ASKED = 56  # columns a frame: all that are in sight
 _HIDDEN_WEIGHT = 0.1  # of cells that no air touches: nobody can see or bump into them
 _NEAR_WEIGHT, _TOUCHED_WEIGHT = 3.0, 10.0  # of columns that the player can touch, and of its own heights in them
 _TOUCHED = 1, 2  # layers below and from the feet's that a walking player touches: ground, feet, head, room to step up
-_NOISE, _BLUR, _DISTURBED = 0.5, 0.6, 0.25  # dreamt latents are a little wrong and softer; share of pieces
-_DREAMERS = 48  # walks that are dreamed at once
+_NOISE, _BLUR, _DISTURBED = 0.5, 0.6, 0.15  # dreamt latents are a little wrong and softer; share of pieces
+_DREAMERS = 40  # walks that are dreamed at once, a frame of each in every step
 _DREAMS = 512  # dreamed walks kept
-_DREAM_EVERY = 2  # steps: a dreamed frame of each takes about as long as a step
 
 
 @dataclass
@@ -103,7 +102,6 @@ class PoseTask:
         self._map = self._empty_map(config.data.batch)
         self._validation: SurroundingsPool | None = None
         self._dreamer: Dreamer | None = None
-        self._steps = 0
 
     def _shares(self) -> tuple[int, int]:
         """Rows of true and of dreamed latents."""
@@ -144,14 +142,17 @@ class PoseTask:
         return {"job": self.stream.next_job, "added": self.pool.added, "allowance": self.pool.allowance}
 
     def next_batch(self, rng: np.random.Generator) -> Piece:
-        """Pieces of one step, their latents disturbed as dreamt ones are."""
+        """Pieces of one step, some of the true ones disturbed as dreamt ones are and said to be generated."""
         with self.profile.section("sample"):
             if self._dreamer is not None and self._rows[-1].pool is self.pool and self._dreams.count:
                 # Until the first dreams are there, all rows follow true walks.
                 self._rows[-1] = Followers(self._dreams, self._shares()[1], self.config.data.frames)
             batches, fresh = zip(*(rows.next(rng) for rows in self._rows), strict=True)
             batch = joined(batches)
-            batch.latents = disturbed(batch.latents)
+            true = ~batch.generated.any(1)
+            latents, changed = disturbed(batch.latents)
+            batch.latents = torch.where(true[:, None, None, None, None], latents, batch.latents)
+            batch.generated = batch.generated | (true & changed)[:, None]
             return Piece(batch, torch.from_numpy(np.concatenate(fresh)).to(self._map.device))
 
     def loss(self, piece: Piece, rng: np.random.Generator) -> Tensor:
@@ -179,7 +180,7 @@ class PoseTask:
             features = self.model.read(batch.latents.flatten(0, 1), inner, angles)
             asked, chosen = self.model.asked(inner, angles).byte().topk(_ASKED, -1)
             columns = self._columns[chosen]
-            seen = self.model.sight(features, columns, inner, angles, batch.climb.flatten())
+            seen = self.model.sight(features, columns, inner, angles, batch.climb.flatten(), batch.generated.flatten())
         shown = self.model.shown(columns, inner, angles)
         cell = batch.cell.flatten(0, 1)
         x, z = (cell[:, None, None, ::2] + around(columns, angles)).remainder(_MAP).unbind(-1)
@@ -230,8 +231,7 @@ class PoseTask:
 
     def after_step(self) -> None:
         """Take in new trajectories, and dream on."""
-        self._steps += 1
-        if self._dreamer is not None and self._steps % _DREAM_EVERY == 0:
+        if self._dreamer is not None:
             with self.profile.section("dream"):
                 self._dreamer.step()
         with self.profile.section("refresh"):
@@ -315,12 +315,16 @@ def surface_weight(labels: Tensor) -> Tensor:
     return torch.where(surface, 1.0, _HIDDEN_WEIGHT).view(labels.shape)
 
 
-def disturbed(latents: Tensor) -> Tensor:
-    """Latents [B, T, C, h, w] as a dream might show them: a share of the pieces gets noise, as many get blur."""
+def disturbed(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents [B, T, C, h, w] as a dream might show them: a share of the pieces gets noise, as many get blur.
+
+    Returns:
+        Latents; bool [B], which were changed.
+    """
     rows = len(latents)
     shape = (rows, 1, 1, 1, 1)
     level = torch.rand(2, *shape, device=latents.device) * (torch.rand(2, *shape, device=latents.device) < _DISTURBED)
     flat = latents.flatten(0, 1)
     soft = F.avg_pool2d(flat, 3, 1, 1, count_include_pad=False).view_as(latents)
     latents = torch.lerp(latents, soft, _BLUR * level[0])
-    return latents + _NOISE * level[1] * torch.randn_like(latents)
+    return latents + _NOISE * level[1] * torch.randn_like(latents), (level > 0).any(0).flatten()

@@ -94,7 +94,7 @@ def test_breaking_and_placing_change_the_map():
     sight, player = TrueSight([world]), PredictedPlayer(world.spawn)
     true = Simulator([world])
     for action in parse_action_string("J J J B N P"):
-        sight.observe([player], torch.zeros(1))
+        sight.observe([player], torch.zeros(1), [False])
         pose = sight.move([player], action[None])[0]
         np.testing.assert_allclose(pose, true.step(action[None])[0])
         sight.worlds = [torch.from_numpy(true.blocks[0])]

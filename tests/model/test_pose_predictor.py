@@ -104,8 +104,8 @@ def test_a_map_stays_within_bounds_and_sees_the_frame(predictor):
     known = torch.zeros(2, 20, 1 + NEIGHBOURS, LAYERS, 3)
     everything = torch.ones(2, 20, LAYERS, dtype=torch.bool)
     features = predictor.read(torch.randn(2, 64, 6, 10), inner, angles)
-    assert features.shape == (2, predictor.config.fine, 12, 20)
-    seen = predictor.sight(features, columns, inner, angles, torch.zeros(2))
+    assert features.shape == (2, predictor.config.fine, 24, 40)
+    seen = predictor.sight(features, columns, inner, angles, torch.zeros(2), torch.zeros(2, dtype=torch.bool))
     for _ in range(200):
         known[:, :, 0] = bounded(predictor.update(seen, everything, known))
     assert 0 < known.abs().max() <= LARGEST
@@ -115,7 +115,7 @@ def test_a_map_stays_within_bounds_and_sees_the_frame(predictor):
         grads = torch.autograd.grad(loss.sum(), predictor.decide[-1].bias)[0]
     assert (grads != 0).all()
     features = predictor.read(torch.randn(2, 64, 6, 10), inner, angles)
-    other = predictor.sight(features, columns, inner, angles, torch.zeros(2))
+    other = predictor.sight(features, columns, inner, angles, torch.zeros(2), torch.zeros(2, dtype=torch.bool))
     # Columns behind the camera's plane show nothing: they change by what is known only.
     hidden = (predictor.look(columns, inner, angles)[1] <= 0).all(-1)
     assert hidden.any() and not hidden.all()

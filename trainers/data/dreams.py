@@ -93,6 +93,5 @@ class Dreamer:
         for row, slot in enumerate(self._slots):
             if source.stamps[slot] == self._stamps[row]:  # else another walk has taken its place
                 first = int(self._rng.integers(1, length // 2 + 1)) if self._rng.random() < _TRUE_FIRST else 0
-                self._latents[row, :first] = source.latents[slot, :first]
-                self._target.take(source, int(slot), self._latents[row])
+                self._target.take(source, int(slot), self._latents[row], first)
         self.close()

@@ -27,6 +27,7 @@ class SurroundingsBatch:
         angles: float32 [B, T, 2], pitch and yaw in degrees.
         climb: float32 [B, T], by how much the player rose since the frame before.
         labels: int64 [B, T, CELLS], air, solid or water, in the order of `pose_predictor.template`.
+        generated: bool [B, T], frames that the model made.
     """
 
     latents: Tensor
@@ -35,6 +36,7 @@ class SurroundingsBatch:
     angles: Tensor
     climb: Tensor
     labels: Tensor
+    generated: Tensor
 
 
 def split_poses(poses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,6 +79,7 @@ class SurroundingsPool(LatentPool):
         super().__init__(*arguments)
         self.stamps = np.full(self.capacity, -1)  # which trajectory a slot holds, counted from the first
         self.labels = torch.zeros((self.capacity, self.length, CELLS), dtype=torch.uint8, device=self.renderer.device)
+        self.generated = torch.zeros(self.labels.shape[:2], dtype=torch.bool, device=self.renderer.device)
 
     def _insert(self, episodes: Episodes) -> int:
         from decmem_env.worlds.edited import draw_edited, no_edits
@@ -94,10 +97,12 @@ class SurroundingsPool(LatentPool):
             draw_edited(blocks, no_edits() if episodes.edits is None else episodes.edits[row], self.length, look)
         return super()._insert(episodes)
 
-    def take(self, source: SurroundingsPool, slot: int, latents: Tensor) -> None:
-        """Insert a trajectory of another pool, with other latents [L, C, h, w]."""
+    def take(self, source: SurroundingsPool, slot: int, latents: Tensor, first: int) -> None:
+        """Insert a trajectory of another pool, from frame `first` on with generated latents, of [L, C, h, w]."""
         own = self.added % self.capacity
-        self.stamps[own], self.labels[own], self.latents[own] = self.added, source.labels[slot], latents
+        self.stamps[own], self.labels[own] = self.added, source.labels[slot]
+        self.latents[own, :first], self.latents[own, first:] = source.latents[slot, :first], latents[first:]
+        self.generated[own] = torch.arange(self.length, device=latents.device) >= first
         self.actions[own], self.poses[own] = source.actions[slot], source.poses[slot]
         self.added += 1
         self.count = min(self.added, self.capacity)
@@ -117,6 +122,7 @@ class SurroundingsPool(LatentPool):
             angles.to(device),
             torch.from_numpy(poses[..., 1] - before).float().to(device),
             self.labels.flatten(0, 1)[take].long(),
+            self.generated.flatten(0, 1)[take],
         )
 
 
