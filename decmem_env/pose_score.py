@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .conventions.actions import parse_action_string
+from .conventions.actions import noop, parse_action_string
 from .conventions.poses import integrate_kinematic
 from .predicted_player import PredictedPlayer, PredictedPlayers
 from .results import Record, record
 from .scene import LOOK_AROUND
-from .worlds import Renderer, World, generate_world, sample_trajectories
+from .worlds import Renderer, Simulator, World, generate_world, sample_trajectories
 from .worlds.player import GRAVITY
 
 METHODS = ("true_open", "true_closed", "dream_open", "dream_closed")
@@ -75,13 +75,22 @@ def contact_walks(seeds: Sequence[int], steps: int) -> Walks:
         for _ in range(_TRIES):
             drawn = sample_trajectories([world], steps + 1, rng, "contact", bool(number % 2), _CANDIDATES)
             contact, changed = contact_shares(drawn.actions[0], drawn.poses[0])
-            if contact >= LEAST_CONTACT:
+            if contact >= LEAST_CONTACT and stands(world, drawn.poses[0, 0]):
                 found.append((world, *_looking_around(drawn.actions[0], drawn.poses[0]), contact, changed))
                 break
         else:
             raise ValueError(f"world {seed}: no walk of {steps} steps touches walls often enough: choose another seed")
     worlds, actions, poses, shares, others = zip(*found, strict=True)
     return Walks(list(worlds), np.stack(actions), np.stack(poses), steps, np.array(shares), np.array(others))
+
+
+def stands(world: World, pose: NDArray[np.float64]) -> bool:
+    """Whether a player stays there: one that hangs in the air cannot look around first."""
+    simulator = Simulator([world])
+    simulator.teleport(0, pose)
+    for _ in range(2):  # a fall shows in the second tick
+        rested = simulator.step(noop()[None])[0]
+    return bool(np.abs(rested - pose).max() < _TOUCH)
 
 
 def _looking_around(

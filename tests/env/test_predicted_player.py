@@ -10,7 +10,7 @@ from decmem_env.model.checkpoint import WEIGHTS
 from decmem_env.model.pose_predictor import FILE
 
 from decmem_env.conventions.actions import parse_action_string
-from decmem_env.pose_score import Scorer, contact_walks, errors, reckoned, set_right
+from decmem_env.pose_score import Scorer, contact_walks, errors, reckoned, set_right, stands
 from decmem_env.predicted_player import PredictedPlayer
 from decmem_env.worlds import Simulator, generate_world
 
@@ -78,6 +78,13 @@ def test_walls_in_the_map_never_hold_the_body():
     x, y, z = np.array([0, 0, 0]) - player.origin
     assert player.simulator.blocks[0, x, z, y] == 0 and player.simulator.blocks[0, x, z, y + 1] == 0
     assert player.simulator.blocks[0, x, z, y - 1] and player.simulator.blocks[0, x + 1, z, y]
+
+
+def test_walks_begin_where_a_player_stands(walks):
+    for world, poses in zip(walks.worlds, walks.poses, strict=True):
+        assert stands(world, poses[0])
+    up = np.array([0.0, 0.5, 0.0, 0.0, 0.0])
+    assert not stands(walks.worlds[0], walks.poses[0, 0] + up)
 
 
 def test_a_speed_is_inferred_where_the_step_was_wrong():
