@@ -34,7 +34,7 @@ from .data.surroundings import Followers, SurroundingsBatch, SurroundingsPool, j
 from .data.voxel import EpisodeRenderer
 from .distributed import Ranks
 from .files import replacing_folder
-from .models import find_export, load_autoencoder
+from .models import TRANSFORMER, find_export, load_autoencoder
 from .precision import autocast_of
 from .profiling import Profile
 
@@ -85,6 +85,8 @@ class PoseTask:
             raise ConfigError(f"data.frames={config.data.frames}: at most {_LONGEST} for stage pose")
         self.config, self.ranks, self.profile = config, ranks, profile
         self.folder, device = find_export(init), ranks.device
+        if config.data.dreams and not (self.folder / TRANSFORMER).is_file():
+            raise ConfigError(f"data.dreams={config.data.dreams}: {self.folder} has no {TRANSFORMER}, use 0")
         self.codec = load_autoencoder(self.folder).to(device).eval().requires_grad_(False)
         if device.type == "cuda":
             self.codec = self.codec.half()
@@ -126,10 +128,7 @@ class PoseTask:
         self._rows = [Followers(self.pool, rows, self.config.data.frames) for rows in self._shares() if rows]
         if self._shares()[1]:
             self._dreams = self._pool(None, _DREAMS)
-            try:
-                self._dreamer = Dreamer(self.folder, self.pool, self._dreams, _DREAMERS, self.config.run.seed)
-            except FileNotFoundError as missing:
-                raise ConfigError(f"data.dreams={self.config.data.dreams}: {missing} is missing: use 0") from None
+            self._dreamer = Dreamer(self.folder, self.pool, self._dreams, _DREAMERS, self.config.run.seed)
         if exact:
             self.pool.replay(data.get("added", 0), data.get("allowance", 0.0))
 

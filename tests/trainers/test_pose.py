@@ -154,7 +154,7 @@ def test_settings_that_do_not_fit(runs, tmp_path):
     with pytest.raises(ConfigError, match="at most 24"):
         settings = {"data.frames": 40, "data.episode_frames": 60}
         run_stage("debug_pose", tmp_path, settings, device="cpu", init=str(runs["autoencoder"]))
-    with pytest.raises(ConfigError, match=r"data.dreams=0.5: .*transformer.safetensors is missing"):
+    with pytest.raises(ConfigError, match=r"data.dreams=0.5: .* has no transformer.safetensors"):
         run_stage("debug_pose", tmp_path, {"data.dreams": 0.5}, device="cpu", init=str(runs["autoencoder"]))
     with pytest.raises(ConfigError, match="share from 0 to 1"):
         run_stage("debug_pose", tmp_path, {"data.contact": 2}, device="cpu", init=str(runs["autoencoder"]))

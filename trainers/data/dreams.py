@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..models import TRANSFORMER
 from .surroundings import SurroundingsPool
 
 _TRUE_FIRST = 0.5  # share of dreamed walks that begin with true frames, up to half of them: a map made of both
@@ -27,9 +26,6 @@ class Dreamer:
         target: Takes the dreamed ones, of the same length.
         rows: Walks that are dreamed at once.
         seed: Of what is drawn.
-
-    Raises:
-        FileNotFoundError: The checkpoint has no transformer.
     """
 
     def __init__(self, folder: Path, source: SurroundingsPool, target: SurroundingsPool, rows: int, seed: int) -> None:
@@ -37,8 +33,6 @@ class Dreamer:
         from decmem_env.model.config import ModelConfig
         from decmem_env.model.memory_layout import page_bytes
 
-        if not (folder / TRANSFORMER).is_file():
-            raise FileNotFoundError(folder / TRANSFORMER)
         device = source.latents.device
         config = ModelConfig.from_json((folder / "config.json").read_text())
         kind = torch.float16 if device.type == "cuda" else torch.float32
