@@ -38,7 +38,7 @@ class Dreamer:
         kind = torch.float16 if device.type == "cuda" else torch.float32
         # Each walk twice, observed and dreamed; and room to work in.
         budget = page_bytes(config, kind) * (rows + 1) * (2 * source.length + 64)
-        self._model = WorldModel.from_pretrained(folder, device=device, memory_budget=budget)
+        self._model = WorldModel.from_pretrained(folder, device=device, memory_budget=budget, host_budget=0)
         self._source, self._target, self._rows = source, target, rows
         self._rng = np.random.default_rng([seed, rows])
         self._sessions: list[Any] = []
