@@ -47,6 +47,7 @@ _CONTEXT = 64  # frames of a context that a player gets to see, the last ones
 _ENCODE_BATCH = 32
 _HEIGHTS = np.arange(-BELOW, ABOVE + 1)
 _ROUNDING = 1e-4  # blocks; feet may rest this much below the top of a block
+_STILL = 1e-6  # blocks and degrees
 
 
 class PredictedPlayer:
@@ -60,6 +61,7 @@ class PredictedPlayer:
         known: float16 [X, Z, Y, 3], logits of air, solid and water; 0 where nothing is known.
         origin: int64 [3], the cell (x, y, z) of the world that is the map's first.
         climb: By how much it rose in its last step, in blocks.
+        looked: float64 [6], pose and climb when it last saw a frame.
     """
 
     def __init__(self, pose: NDArray[np.float64]) -> None:
@@ -69,6 +71,7 @@ class PredictedPlayer:
         self.simulator = Simulator([world])
         self.known = np.zeros((X, Z, Y, CLASSES), np.float16)
         self.climb = 0.0
+        self.looked = np.full(6, np.nan)
 
     def _inside(self, pose: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.concatenate([pose[:3] - self.origin, pose[3:]])
@@ -137,6 +140,7 @@ class PredictedPlayer:
             "known": logits,
             "origin": self.origin.copy(),
             "climb": self.climb,
+            "looked": self.looked,
         }
 
     @classmethod
@@ -145,6 +149,7 @@ class PredictedPlayer:
         own = state["poses"][0]
         player = cls(np.concatenate([own[:3] + state["origin"], own[3:]]))
         player.origin, player.climb = state["origin"].copy(), float(state["climb"])
+        player.looked = state["looked"].copy()
         player.known.reshape(-1, CLASSES)[state["cells"]] = state["known"]
         blocks = np.zeros((1, X, Z, Y), np.uint8)
         blocks.reshape(-1)[state["cells"]] = state["kinds"]
@@ -167,11 +172,21 @@ class PredictedPlayers:
     def observe(self, players: Sequence[PredictedPlayer], latents: Tensor, generated: Sequence[bool]) -> None:
         """Let each player see one latent frame from where it is.
 
+        One that has not moved since its last frame is passed over: the same view tells nothing new, and while a player
+        pushes against a wall small changes would add up.
+
         Args:
             players: n players.
             latents: float [n, C, h, w].
             generated: Of each frame, whether the model made it.
         """
+        views = np.stack([np.append(player.pose, player.climb) for player in players])
+        fresh = [i for i, player in enumerate(players) if not np.allclose(views[i], player.looked, 0.0, _STILL)]
+        if not fresh:
+            return
+        for i in fresh:
+            players[i].looked = views[i]
+        players, latents, generated = [players[i] for i in fresh], latents[fresh], [generated[i] for i in fresh]
         inside = np.stack([player.simulator.poses[0] for player in players])
         cell = np.floor(inside[:, :3] + _ROUNDING).astype(np.int64)
         inner = torch.from_numpy((inside[:, :3] - cell).astype(np.float32)).to(self.device)

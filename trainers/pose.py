@@ -186,7 +186,8 @@ class PoseTask:
         y = (cell[:, 1:2] + self._layers).remainder(_MAP)[:, None, None]
         place = (((x * _MAP + z) * _MAP)[..., None] + y).unflatten(0, (rows, frames))
         with self.profile.section("map"), torch.no_grad(), self.precision():
-            told = (asked > 0).unflatten(0, (rows, frames))[..., None, None]
+            # A player that stands still does not look again (`PredictedPlayers.observe`).
+            told = ((asked > 0).unflatten(0, (rows, frames)) & batch.moved[..., None])[..., None, None]
             looks, reached = (one.unflatten(0, (rows, frames)) for one in (seen.detach(), shown))
             before = self._walk(looks, reached, place, told, known)
             forget(known, batch.cell[:, -1])
@@ -198,9 +199,10 @@ class PoseTask:
         weight = torch.where(self._touched & (labels != SOLID), 1.0, border) * self._weight
         index = chosen[..., None].expand(-1, -1, LAYERS)
         labels, border, weight = (cells.gather(1, index) for cells in (labels, border, weight))
-        weight = weight * asked[..., None]
+        judged = (asked > 0) & batch.moved.flatten()[:, None]
+        weight = weight * judged[..., None]
         error = F.cross_entropy(after.flatten(0, 2), labels.flatten(), reduction="none").view_as(weight)
-        touched = self._touched[chosen] & (border == 1.0)
+        touched = self._touched[chosen] & (border == 1.0) & judged[..., None]
         right, solid = after.detach().argmax(-1) == labels, labels == SOLID
         counts = torch.stack([(touched & mask).sum() for mask in (touched, right, solid, solid & right)]).float()
         return (error * weight).sum() / weight.sum(), counts

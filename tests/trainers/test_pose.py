@@ -91,13 +91,17 @@ def test_training_and_playing_make_the_same_map(runs, monkeypatch):
     task = PoseTask(load_config("debug_pose", {}), Ranks("cpu"), str(runs["autoencoder"]), Profile(cpu))
     world = generate_world(7_000_001)
     poses = sample_trajectories([world], 16, np.random.default_rng(0), "contact", False).poses[0]
+    poses = poses[np.sort([*range(12), 3, 3, 5, 5])]  # it stands still twice, once where a piece ends
     cell, inner, angles = split_poses(torch.from_numpy(poses))
     climb = torch.from_numpy(np.diff(poses[:, 1], prepend=poses[0, 1])).float()
     labels = surroundings(torch.from_numpy(world.blocks), cell).long()
     latents, true = torch.randn(16, 8, 6, 10), torch.zeros(16, dtype=torch.bool)
+    views = np.concatenate([poses, climb[:, None].double().numpy()], 1)
+    moved = torch.from_numpy(np.append(True, (np.diff(views, axis=0) != 0).any(1)))
+    assert moved.any() and not moved.all()
     known = task._empty_map(1)
     for part in (slice(8), slice(8, 16)):
-        piece = (one[part][None] for one in (latents, cell, inner, angles, climb, labels, true))
+        piece = (one[part][None] for one in (latents, cell, inner, angles, climb, labels, true, moved))
         task._follow(SurroundingsBatch(*piece), known)
     monkeypatch.setattr(PredictedPlayer, "free_body", lambda self: None)  # training needs no such help
     player = PredictedPlayers(task.model, cpu).begin(latents, poses)

@@ -28,6 +28,7 @@ class SurroundingsBatch:
         climb: float32 [B, T], by how much the player rose since the frame before.
         labels: int64 [B, T, CELLS], air, solid or water, in the order of `pose_predictor.template`.
         generated: bool [B, T], frames that the model made.
+        moved: bool [B, T], frames seen from elsewhere than the one before, or by a player that rose otherwise.
     """
 
     latents: Tensor
@@ -37,6 +38,7 @@ class SurroundingsBatch:
     climb: Tensor
     labels: Tensor
     generated: Tensor
+    moved: Tensor
 
 
 def split_poses(poses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,17 +114,19 @@ class SurroundingsPool(LatentPool):
         index = start[:, None] + np.arange(frames)
         device = self.latents.device
         take = torch.from_numpy(which[:, None] * self.length + index).to(device)
-        poses = self.poses[which[:, None], index]
-        before = self.poses[which[:, None], np.maximum(index - 1, 0), 1]
-        cell, inner, angles = split_poses(torch.from_numpy(poses))
+        now, before, earlier = (self.poses[which[:, None], np.maximum(index - back, 0)] for back in range(3))
+        climb, rose = now[..., 1] - before[..., 1], before[..., 1] - earlier[..., 1]
+        moved = (now != before).any(-1) | (climb != rose) | (index == 0)
+        cell, inner, angles = split_poses(torch.from_numpy(now))
         return SurroundingsBatch(
             self.latents.flatten(0, 1)[take].float(),
             cell.to(device),
             inner.to(device),
             angles.to(device),
-            torch.from_numpy(poses[..., 1] - before).float().to(device),
+            torch.from_numpy(climb).float().to(device),
             self.labels.flatten(0, 1)[take].long(),
             self.generated.flatten(0, 1)[take],
+            torch.from_numpy(moved).to(device),
         )
 
 
