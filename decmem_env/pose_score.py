@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .conventions.actions import parse_action_string
+from .conventions.actions import noop, parse_action_string
 from .conventions.poses import integrate_kinematic
 from .predicted_player import PredictedPlayer, PredictedPlayers
 from .results import Record, record
 from .scene import LOOK_AROUND
-from .worlds import Renderer, World, generate_world, sample_trajectories
+from .worlds import Renderer, Simulator, World, generate_world, sample_trajectories
 from .worlds.player import GRAVITY
 
 METHODS = ("true_open", "true_closed", "dream_open", "dream_closed")
@@ -75,13 +75,22 @@ def contact_walks(seeds: Sequence[int], steps: int) -> Walks:
         for _ in range(_TRIES):
             drawn = sample_trajectories([world], steps + 1, rng, "contact", bool(number % 2), _CANDIDATES)
             contact, changed = contact_shares(drawn.actions[0], drawn.poses[0])
-            if contact >= LEAST_CONTACT:
+            if contact >= LEAST_CONTACT and stands(world, drawn.poses[0, 0]):
                 found.append((world, *_looking_around(drawn.actions[0], drawn.poses[0]), contact, changed))
                 break
         else:
             raise ValueError(f"world {seed}: no walk of {steps} steps touches walls often enough: choose another seed")
     worlds, actions, poses, shares, others = zip(*found, strict=True)
     return Walks(list(worlds), np.stack(actions), np.stack(poses), steps, np.array(shares), np.array(others))
+
+
+def stands(world: World, pose: NDArray[np.float64]) -> bool:
+    """Whether a player stays there: one that hangs in the air cannot look around first."""
+    simulator = Simulator([world])
+    simulator.teleport(0, pose)
+    for _ in range(2):  # a fall shows in the second tick
+        rested = simulator.step(noop()[None])[0]
+    return bool(np.abs(rested - pose).max() < _TOUCH)
 
 
 def _looking_around(
@@ -129,6 +138,7 @@ class Scorer:
     def run(self, method: str) -> NDArray[np.float64]:
         """Predicted poses of a method, float64 [n, 1 + L + T, 5]."""
         frames, loop = method.split("_")
+        self._generated = [frames == "dream"] * len(self.walks.worlds)
         follow = self.open if loop == "open" else self.closed
         if frames == "true":
             return follow(self.true_latents)
@@ -145,7 +155,7 @@ class Scorer:
         players = [PredictedPlayer(pose) for pose in walks.poses[:, 0]]
         total = [walks.poses[:, 0].copy()]
         for t in range(1, walks.actions.shape[1]):
-            self.players.observe(players, latents(t - 1, walks.poses[:, t - 1]))
+            self.players.observe(players, latents(t - 1, walks.poses[:, t - 1]), self._generated)
             made = self.players.move(players, walks.actions[:, t])
             step = made - walks.poses[:, t - 1]
             total.append(np.concatenate([total[-1][:, :3] + step[:, :3], made[:, 3:]], 1))
@@ -159,7 +169,7 @@ class Scorer:
         players = [PredictedPlayer(pose) for pose in self.walks.poses[:, 0]]
         poses = [self.walks.poses[:, 0]]
         for t in range(1, self.walks.actions.shape[1]):
-            self.players.observe(players, latents(t - 1, poses[-1]))
+            self.players.observe(players, latents(t - 1, poses[-1]), self._generated)
             poses.append(self.players.move(players, self.walks.actions[:, t]))
             self.progress(len(players))
         return np.stack(poses, 1)

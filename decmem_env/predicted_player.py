@@ -47,6 +47,7 @@ _CONTEXT = 64  # frames of a context that a player gets to see, the last ones
 _ENCODE_BATCH = 32
 _HEIGHTS = np.arange(-BELOW, ABOVE + 1)
 _ROUNDING = 1e-4  # blocks; feet may rest this much below the top of a block
+_STILL = 1e-6  # blocks and degrees
 
 
 class PredictedPlayer:
@@ -60,6 +61,7 @@ class PredictedPlayer:
         known: float16 [X, Z, Y, 3], logits of air, solid and water; 0 where nothing is known.
         origin: int64 [3], the cell (x, y, z) of the world that is the map's first.
         climb: By how much it rose in its last step, in blocks.
+        looked: float64 [6], pose and climb when it last saw a frame.
     """
 
     def __init__(self, pose: NDArray[np.float64]) -> None:
@@ -69,6 +71,7 @@ class PredictedPlayer:
         self.simulator = Simulator([world])
         self.known = np.zeros((X, Z, Y, CLASSES), np.float16)
         self.climb = 0.0
+        self.looked = np.full(6, np.nan)
 
     def _inside(self, pose: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.concatenate([pose[:3] - self.origin, pose[3:]])
@@ -137,6 +140,7 @@ class PredictedPlayer:
             "known": logits,
             "origin": self.origin.copy(),
             "climb": self.climb,
+            "looked": self.looked,
         }
 
     @classmethod
@@ -145,6 +149,7 @@ class PredictedPlayer:
         own = state["poses"][0]
         player = cls(np.concatenate([own[:3] + state["origin"], own[3:]]))
         player.origin, player.climb = state["origin"].copy(), float(state["climb"])
+        player.looked = state["looked"].copy()
         player.known.reshape(-1, CLASSES)[state["cells"]] = state["known"]
         blocks = np.zeros((1, X, Z, Y), np.uint8)
         blocks.reshape(-1)[state["cells"]] = state["kinds"]
@@ -164,18 +169,30 @@ class PredictedPlayers:
         self.predictor, self.device = predictor, device
         self._columns = all_columns(device)
 
-    def observe(self, players: Sequence[PredictedPlayer], latents: Tensor) -> None:
+    def observe(self, players: Sequence[PredictedPlayer], latents: Tensor, generated: Sequence[bool]) -> None:
         """Let each player see one latent frame from where it is.
+
+        One that has not moved since its last frame is passed over: the same view tells nothing new, and while a player
+        pushes against a wall small changes would add up.
 
         Args:
             players: n players.
             latents: float [n, C, h, w].
+            generated: Of each frame, whether the model made it.
         """
+        views = np.stack([np.append(player.pose, player.climb) for player in players])
+        fresh = [i for i, player in enumerate(players) if not np.allclose(views[i], player.looked, 0.0, _STILL)]
+        if not fresh:
+            return
+        for i in fresh:
+            players[i].looked = views[i]
+        players, latents, generated = [players[i] for i in fresh], latents[fresh], [generated[i] for i in fresh]
         inside = np.stack([player.simulator.poses[0] for player in players])
         cell = np.floor(inside[:, :3] + _ROUNDING).astype(np.int64)
         inner = torch.from_numpy((inside[:, :3] - cell).astype(np.float32)).to(self.device)
         angles = torch.from_numpy(inside[:, 3:].astype(np.float32)).to(self.device)
         climb = torch.tensor([player.climb for player in players], dtype=torch.float32, device=self.device)
+        made = torch.tensor(generated, dtype=torch.bool, device=self.device)
         with torch.inference_mode():
             features = self.predictor.read(latents.to(self.device, torch.float32), inner, angles)
             asked = self.predictor.asked(inner, angles)
@@ -187,7 +204,7 @@ class PredictedPlayers:
                 [p.known[x[i, ..., None], z[i, ..., None], y[i, ..., 0, :]] for i, p in enumerate(players)]
             )
             known = torch.from_numpy(before).to(self.device, torch.float32)
-            seen = self.predictor.sight(features, columns, inner, angles, climb)
+            seen = self.predictor.sight(features, columns, inner, angles, climb, made)
             shown = self.predictor.shown(columns, inner, angles)
             after = bounded(self.predictor.update(seen, shown, known)).cpu().numpy()
         for i, player in enumerate(players):
@@ -227,7 +244,7 @@ class PredictedPlayers:
         player = PredictedPlayer(poses[0])
         for latent, pose in zip(latents, poses, strict=True):
             player.place(pose)
-            self.observe([player], latent[None])
+            self.observe([player], latent[None], [False])
         return player
 
 
@@ -260,7 +277,9 @@ class PredictedPoses:
 
     def observe(self, players: Sequence[PredictedPlayer], sessions: Sequence[Any]) -> None:
         """Let each player see the newest frame of its session."""
-        self._players.observe(players, torch.stack([session.pending.latents[-1] for session in sessions]))
+        newest = [session.pending for session in sessions]
+        latents = torch.stack([frames.latents[-1] for frames in newest])
+        self._players.observe(players, latents, [bool(frames.generated[-1]) for frames in newest])
 
     def move(self, players: Sequence[PredictedPlayer], actions: NDArray[np.float32]) -> NDArray[np.float64]:
         """Let each player act for one frame; see `PredictedPlayers.move`."""

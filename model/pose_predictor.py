@@ -40,13 +40,15 @@ NEIGHBOURS = 4
 LARGEST = 6.0  # logits of the map stay within +- this: any cell can change its mind in a few frames
 _BESIDE = 1  # columns this near are asked about even out of sight: the player touches them
 _MARGIN = 1.1  # half widths of the picture within which a column counts as in sight
-_ATTRIBUTES = 13
+_ATTRIBUTES = 14
 _UNDECIDED = 1.0  # lead of a logit; cells with less may be guessed at without being shown
 _SLIVER = 0.05  # blocks; cells that reach less into the picture are not shown
-_GEOMETRY = 13
-_HEIGHTS = (
-    2 * LAYERS + 1
-)  # where a column looks into the picture: floors and middles of its cells, and the last ceiling
+_GEOMETRY = 17
+_HEIGHTS = 2 * LAYERS + 1  # where a column's axis looks into the picture: floors, middles, and the last ceiling
+_SPOTS = 5  # where each cell looks into the part of the picture that it covers
+_ASIDE = 0.35  # of that part's width and height, from its middle to the other spots
+_FINER = 4  # of the map that cells look into, times the latent's resolution: a block 6 blocks away has 11 pixels of 96
+_NEAREST = 0.05  # blocks; what is nearer to the camera's plane is taken to be this far
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class PoseConfig:
         vertical_fov: Degrees.
         width: Channels of the convolutions over the latent.
         blocks: Residual blocks of them.
-        fine: Channels of its map of twice the resolution, which cells look into.
+        fine: Channels of a map of `_FINER` times the resolution, which cells look into.
         cell: Channels of what is seen of a cell.
         hidden: Units of the network that updates a column of cells.
     """
@@ -69,11 +71,11 @@ class PoseConfig:
     latent_height: int = 6
     latent_width: int = 10
     vertical_fov: float = VERTICAL_FOV
-    width: int = 128
-    blocks: int = 3
+    width: int = 160
+    blocks: int = 4
     fine: int = 24
-    cell: int = 32
-    hidden: int = 256
+    cell: int = 48
+    hidden: int = 320
 
     @classmethod
     def from_json(cls, text: str) -> PoseConfig:
@@ -114,7 +116,7 @@ def _conv(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
 
 
 class PosePredictor(nn.Module):
-    """Latent frames and poses in, a map of the blocks around the player out. About 0.7 million parameters.
+    """Latent frames and poses in, a map of the blocks around the player out. About 1.5 million parameters.
 
     Args:
         config: Sizes.
@@ -129,9 +131,9 @@ class PosePredictor(nn.Module):
         self.stance = nn.Linear(3, width)
         self.first = nn.ModuleList([_conv(width, width) for _ in range(config.blocks)])
         self.second = nn.ModuleList([_conv(width, width, 1) for _ in range(config.blocks)])
-        self.fine = _conv(width, 4 * config.fine, 1)
+        self.fine = _conv(width, _FINER**2 * config.fine, 1)
         self.cell = nn.Sequential(
-            nn.Linear(3 * config.fine + _GEOMETRY, 2 * config.cell),
+            nn.Linear((3 + _SPOTS) * config.fine + _GEOMETRY, 2 * config.cell),
             nn.SiLU(),
             nn.Linear(2 * config.cell, config.cell),
             nn.SiLU(),
@@ -154,14 +156,14 @@ class PosePredictor(nn.Module):
             angles: float32 [n, 2], pitch and yaw in degrees.
 
         Returns:
-            [n, fine, 2 h, 2 w].
+            [n, fine, _FINER * h, _FINER * w].
         """
         pitch = torch.deg2rad(angles[:, :1])
         stance = self.stance(torch.cat([pitch.sin(), pitch.cos(), inner[:, 1:2]], -1))
         x = self.entry(latents) + self.where + stance[..., None, None]
         for first, second in zip(self.first, self.second, strict=True):
             x = x + second(F.silu(first(F.silu(x))))
-        return F.pixel_shuffle(self.fine(F.silu(x)), 2)
+        return F.pixel_shuffle(self.fine(F.silu(x)), _FINER)
 
     def asked(self, inner: Tensor, angles: Tensor) -> Tensor:
         """Columns that a frame may tell about: in reach and, seen from above, in sight; or beside the player.
@@ -185,25 +187,36 @@ class PosePredictor(nn.Module):
         seen &= (level > 0.0) & (dx.square() + dz.square() <= (REACH + 0.5) ** 2)
         return seen | (columns.abs().amax(-1) <= _BESIDE)
 
-    def sight(self, features: Tensor, columns: Tensor, inner: Tensor, angles: Tensor, climb: Tensor) -> Tensor:
+    def sight(
+        self, features: Tensor, columns: Tensor, inner: Tensor, angles: Tensor, climb: Tensor, generated: Tensor
+    ) -> Tensor:
         """What a frame shows of columns, whatever the map says.
 
         Args:
-            features: [n, fine, 2 h, 2 w] of `read`.
+            features: [n, fine, _FINER * h, _FINER * w] of `read`.
             columns: int64 [n, Q, 2], offsets (x, z) from the player's own column.
             inner: float32 [n, 3], position of the feet within their cell.
             angles: float32 [n, 2], pitch and yaw in degrees.
             climb: float32 [n], by how much the player rose since the frame before, in blocks.
+            generated: bool [n], frames that a model made: they must not undo what true ones have shown.
 
         Returns:
             [n, Q, hidden].
         """
         spot, ahead, geometry, attributes = self.look(columns, inner, angles)
-        found = F.grid_sample(features, spot.to(features), padding_mode="border", align_corners=False)
-        found = found * (ahead > 0.0).to(found)[:, None]  # nothing is seen of what lies behind the picture's plane
-        found = found.permute(0, 2, 3, 1)  # [n, Q, _HEIGHTS, fine]
-        cells = torch.cat([found[:, :, :-2:2], found[:, :, 1::2], found[:, :, 2::2], geometry.to(found)], -1)
-        body = torch.stack([inner[:, 1], climb.clamp(-1.0, 1.0), (climb.abs() < 1e-3).to(inner)], -1)
+        part, covers = self.covered(columns, inner, angles)
+        spots = torch.cat([spot, _spread(part).flatten(2, 3)], 2)
+        found = F.grid_sample(features, spots.to(features), padding_mode="border", align_corners=False)
+        # Nothing is seen of what lies behind the picture's plane or beside the picture.
+        seen = torch.cat([ahead > 0.0, covers.repeat_interleave(_SPOTS, -1)], -1)
+        found = (found * seen.to(found)[:, None]).permute(0, 2, 3, 1)  # [n, Q, _HEIGHTS + LAYERS * _SPOTS, fine]
+        axis, own = found.tensor_split([_HEIGHTS], 2)
+        own = own.unflatten(2, (LAYERS, _SPOTS)).flatten(3)
+        where = torch.cat([geometry, part * covers[..., None]], -1).to(found)
+        cells = torch.cat([axis[:, :, :-2:2], axis[:, :, 1::2], axis[:, :, 2::2], own, where], -1)
+        body = torch.stack(
+            [inner[:, 1], climb.clamp(-1.0, 1.0), (climb.abs() < 1e-3).to(inner), generated.to(inner)], -1
+        )
         body = body[:, None].expand(-1, columns.shape[1], -1)
         return self.column(torch.cat([self.cell(cells).flatten(2), attributes.to(found), body.to(found)], -1))
 
@@ -224,6 +237,34 @@ class PosePredictor(nn.Module):
             middle = (dx * x + dz * z)[..., None] + (dy * y)[:, None]
             within &= middle + 0.5 * side.abs().sum(-1)[:, None, None] > _SLIVER
         return within
+
+    def covered(self, columns: Tensor, inner: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of the picture that each cell covers, hidden by others or not; arguments of `sight`.
+
+        A cell beside or above the player spreads over much of the picture while its column's axis lies out of it.
+
+        Returns:
+            The rectangle around it, float32 [n, Q, LAYERS, 4]: left, upper, right and lower edge in half widths and
+            heights; bool [n, Q, LAYERS], False where it is empty.
+        """
+        size = self.config
+        corners = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], device=inner.device)
+        flat = columns.to(inner.dtype)[:, :, None] + corners - inner[:, None, None, ::2]
+        dx, dz = flat.unbind(-1)  # [n, Q, 4]
+        pitch, yaw = (torch.deg2rad(angle)[:, None, None] for angle in angles.unbind(-1))
+        right, level = -yaw.cos() * dx - yaw.sin() * dz, -yaw.sin() * dx + yaw.cos() * dz
+        heights = torch.arange(LAYERS + 1, device=inner.device, dtype=inner.dtype) - BELOW
+        dy = (heights - inner[:, 1:2] - EYE_HEIGHT)[:, None, :, None]
+        sp, cp = pitch.sin()[..., None], pitch.cos()[..., None]
+        ahead = level[:, :, None] * cp - dy * sp  # [n, Q, LAYERS + 1, 4]
+        up = level[:, :, None] * sp + dy * cp
+        depth, focal = ahead.clamp_min(_NEAREST), _focal(size.vertical_fov)
+        across = right[:, :, None] / depth * (focal * size.latent_height / size.latent_width)
+        spots = torch.stack([across, -up / depth * focal], -1)
+        low, high, near = spots.amin(3), spots.amax(3), (ahead > _NEAREST).any(3)
+        low = torch.minimum(low[:, :, :-1], low[:, :, 1:]).clamp(-1.0, 1.0)
+        high = torch.maximum(high[:, :, :-1], high[:, :, 1:]).clamp(-1.0, 1.0)
+        return torch.cat([low, high], -1), (high > low).all(-1) & (near[:, :, :-1] | near[:, :, 1:])
 
     def update(self, seen: Tensor, shown: Tensor, known: Tensor) -> Tensor:
         """Bring the map up to date with a frame.
@@ -287,6 +328,13 @@ def _geometry(right: Tensor, up: Tensor, ahead: Tensor, spot: Tensor) -> Tensor:
     across, down = spot.clamp(-1.5, 1.5).unbind(-1)
     near = 1.0 / (0.5 + range_)
     return torch.stack([across, down, visible.to(up), near, right / 4.0, up / 4.0, ahead / 4.0, *waves], -1)
+
+
+def _spread(part: Tensor) -> Tensor:
+    """Places within rectangles [..., 4] of `covered`: the middle, then left, right, above, below; [..., _SPOTS, 2]."""
+    aside = torch.tensor([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]], dtype=part.dtype, device=part.device) * _ASIDE
+    low, high = part.tensor_split(2, -1)
+    return (0.5 * (low + high))[..., None, :] + aside * (high - low)[..., None, :]
 
 
 def bounded(logits: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ class DataConfig:
         worlds_per_job: Worlds that a worker simulates together.
         edits: Share of simulated trajectories that break and place blocks, leave and come back.
         contact: Share of simulated trajectories that run into walls, climb and fall (`worlds` kind `contact`).
+        dreams: Share of rows whose latents are the model's own (pose).
         slow: Share of those off the grid of poses whose turns and steps take up to 16 times as many frames.
         beside: Share of walks' returns that come back beside the way out, so that views are near instead of exact.
         tilted: Share of walks without edits that look up or down all the way.
@@ -87,6 +88,7 @@ class DataConfig:
     worlds_per_job: int = 2
     edits: float = 0.25
     contact: float = 0.0
+    dreams: float = 0.0
     slow: float = 0.4
     beside: float = 0.5
     tilted: float = 0.25
@@ -231,7 +233,7 @@ class TrainConfig:
             raise ConfigError(
                 f"data.frames={self.data.frames} exceeds data.episode_frames={self.data.episode_frames}: raise it"
             )
-        for name in ("edits", "contact", "slow", "beside", "tilted", "jumps"):
+        for name in ("edits", "contact", "dreams", "slow", "beside", "tilted", "jumps"):
             if not 0.0 <= getattr(self.data, name) <= 1.0:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: a share from 0 to 1")
         if self.objective.log_floor <= 0.0 or self.objective.edit_weight < 0.0:

@@ -28,12 +28,13 @@ from decmem_env.model.pose_predictor import (
 from torch import Tensor, nn
 
 from .config import ConfigError, TrainConfig
+from .data.dreams import Dreamer
 from .data.sources import open_stream
-from .data.surroundings import Followers, SurroundingsBatch, SurroundingsPool
+from .data.surroundings import Followers, SurroundingsBatch, SurroundingsPool, joined
 from .data.voxel import EpisodeRenderer
 from .distributed import Ranks
 from .files import replacing_folder
-from .models import find_export, load_autoencoder
+from .models import TRANSFORMER, find_export, load_autoencoder
 from .precision import autocast_of
 from .profiling import Profile
 
@@ -44,7 +45,9 @@ _ASKED = 56  # columns a frame: all that are in sight
 _HIDDEN_WEIGHT = 0.1  # of cells that no air touches: nobody can see or bump into them
 _NEAR_WEIGHT, _TOUCHED_WEIGHT = 3.0, 10.0  # of columns that the player can touch, and of its own heights in them
 _TOUCHED = 1, 2  # layers below and from the feet's that a walking player touches: ground, feet, head, room to step up
-_NOISE, _BLUR = 0.5, 0.6  # dreamt latents are a little wrong and softer than encoded ones
+_NOISE, _BLUR, _DISTURBED = 0.5, 0.6, 0.15  # dreamt latents are a little wrong and softer; share of pieces
+_DREAMERS = 40  # walks that are dreamed at once, a frame of each in every step
+_DREAMS = 512  # dreamed walks kept
 
 
 @dataclass
@@ -84,6 +87,8 @@ class PoseTask:
             raise ConfigError(f"data.frames={config.data.frames}: at most {_LONGEST} for stage pose")
         self.config, self.ranks, self.profile = config, ranks, profile
         self.folder, device = find_export(init), ranks.device
+        if config.data.dreams and not (self.folder / TRANSFORMER).is_file():
+            raise ConfigError(f"data.dreams={config.data.dreams}: {self.folder} has no {TRANSFORMER}, use 0")
         self.codec = load_autoencoder(self.folder).to(device).eval().requires_grad_(False)
         if device.type == "cuda":
             self.codec = self.codec.half()
@@ -100,6 +105,12 @@ class PoseTask:
         self._weight = torch.where(self._touched, _TOUCHED_WEIGHT, torch.where(near, _NEAR_WEIGHT, 1.0))
         self._map = self._empty_map(config.data.batch)
         self._validation: SurroundingsPool | None = None
+        self._dreamer: Dreamer | None = None
+
+    def _shares(self) -> tuple[int, int]:
+        """Rows of true and of dreamed latents."""
+        dreamed = round(self.config.data.batch * self.config.data.dreams)
+        return self.config.data.batch - dreamed, dreamed
 
     def _empty_map(self, rows: int) -> Tensor:
         return torch.zeros(rows, _MAP**3, CLASSES, device=self._columns.device)
@@ -116,7 +127,10 @@ class PoseTask:
         size = (self.codec.config.height, self.codec.config.width)
         self.stream = open_stream(self.config, self.ranks, size, first=0 if exact else data.get("job", 0))
         self.pool = self._pool(self.stream, self.config.data.pool_episodes)
-        self._rows = Followers(self.pool, self.config.data.batch, self.config.data.frames)
+        self._rows = [Followers(self.pool, rows, self.config.data.frames) for rows in self._shares() if rows]
+        if self._shares()[1]:
+            self._dreams = self._pool(None, _DREAMS)
+            self._dreamer = Dreamer(self.folder, self.pool, self._dreams, _DREAMERS, self.config.run.seed)
         if exact:
             self.pool.replay(data.get("added", 0), data.get("allowance", 0.0))
 
@@ -129,11 +143,18 @@ class PoseTask:
         return {"job": self.stream.next_job, "added": self.pool.added, "allowance": self.pool.allowance}
 
     def next_batch(self, rng: np.random.Generator) -> Piece:
-        """Pieces of one step, their latents disturbed as dreamt ones are."""
+        """Pieces of one step, some of the true ones disturbed as dreamt ones are and said to be generated."""
         with self.profile.section("sample"):
-            batch, fresh = self._rows.next(rng)
-            batch.latents = disturbed(batch.latents)
-            return Piece(batch, torch.from_numpy(fresh).to(self._map.device))
+            if self._dreamer is not None and self._rows[-1].pool is self.pool and self._dreams.count:
+                # Until the first dreams are there, all rows follow true walks.
+                self._rows[-1] = Followers(self._dreams, self._shares()[1], self.config.data.frames)
+            batches, fresh = zip(*(rows.next(rng) for rows in self._rows), strict=True)
+            batch = joined(batches)
+            true = ~batch.generated.any(1)
+            latents, changed = disturbed(batch.latents)
+            batch.latents = torch.where(true[:, None, None, None, None], latents, batch.latents)
+            batch.generated = batch.generated | (true & changed)[:, None]
+            return Piece(batch, torch.from_numpy(np.concatenate(fresh)).to(self._map.device))
 
     def loss(self, piece: Piece, rng: np.random.Generator) -> Tensor:
         """Mean cross entropy of the map after each frame; maps go on to the next piece of their trajectories."""
@@ -160,14 +181,15 @@ class PoseTask:
             features = self.model.read(batch.latents.flatten(0, 1), inner, angles)
             asked, chosen = self.model.asked(inner, angles).byte().topk(_ASKED, -1)
             columns = self._columns[chosen]
-            seen = self.model.sight(features, columns, inner, angles, batch.climb.flatten())
+            seen = self.model.sight(features, columns, inner, angles, batch.climb.flatten(), batch.generated.flatten())
         shown = self.model.shown(columns, inner, angles)
         cell = batch.cell.flatten(0, 1)
         x, z = (cell[:, None, None, ::2] + around(columns, angles)).remainder(_MAP).unbind(-1)
         y = (cell[:, 1:2] + self._layers).remainder(_MAP)[:, None, None]
         place = (((x * _MAP + z) * _MAP)[..., None] + y).unflatten(0, (rows, frames))
         with self.profile.section("map"), torch.no_grad(), self.precision():
-            told = (asked > 0).unflatten(0, (rows, frames))[..., None, None]
+            # A player that stands still does not look again (`PredictedPlayers.observe`).
+            told = ((asked > 0).unflatten(0, (rows, frames)) & batch.moved[..., None])[..., None, None]
             looks, reached = (one.unflatten(0, (rows, frames)) for one in (seen.detach(), shown))
             before = self._walk(looks, reached, place, told, known)
             forget(known, batch.cell[:, -1])
@@ -179,9 +201,10 @@ class PoseTask:
         weight = torch.where(self._touched & (labels != SOLID), 1.0, border) * self._weight
         index = chosen[..., None].expand(-1, -1, LAYERS)
         labels, border, weight = (cells.gather(1, index) for cells in (labels, border, weight))
-        weight = weight * asked[..., None]
+        judged = (asked > 0) & batch.moved.flatten()[:, None]
+        weight = weight * judged[..., None]
         error = F.cross_entropy(after.flatten(0, 2), labels.flatten(), reduction="none").view_as(weight)
-        touched = self._touched[chosen] & (border == 1.0)
+        touched = self._touched[chosen] & (border == 1.0) & judged[..., None]
         right, solid = after.detach().argmax(-1) == labels, labels == SOLID
         counts = torch.stack([(touched & mask).sum() for mask in (touched, right, solid, solid & right)]).float()
         return (error * weight).sum() / weight.sum(), counts
@@ -210,7 +233,10 @@ class PoseTask:
         return torch.stack(maps, 1)
 
     def after_step(self) -> None:
-        """Take in new trajectories."""
+        """Take in new trajectories, and dream on."""
+        if self._dreamer is not None:
+            with self.profile.section("dream"):
+                self._dreamer.step()
         with self.profile.section("refresh"):
             self.pool.refresh(self.config.data.refresh_ratio * self.frames_per_step)
 
@@ -258,6 +284,8 @@ class PoseTask:
 
     def close(self) -> None:
         """Stop the workers."""
+        if self._dreamer is not None:
+            self._dreamer.close()
         self.stream.close()
 
 
@@ -290,12 +318,16 @@ def surface_weight(labels: Tensor) -> Tensor:
     return torch.where(surface, 1.0, _HIDDEN_WEIGHT).view(labels.shape)
 
 
-def disturbed(latents: Tensor) -> Tensor:
-    """Latents [B, T, C, h, w] as a dream might show them: half of the pieces get noise, half of them blur."""
+def disturbed(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents [B, T, C, h, w] as a dream might show them: a share of the pieces gets noise, as many get blur.
+
+    Returns:
+        Latents; bool [B], which were changed.
+    """
     rows = len(latents)
     shape = (rows, 1, 1, 1, 1)
-    level = torch.rand(2, *shape, device=latents.device) * (torch.rand(2, *shape, device=latents.device) < 0.5)
+    level = torch.rand(2, *shape, device=latents.device) * (torch.rand(2, *shape, device=latents.device) < _DISTURBED)
     flat = latents.flatten(0, 1)
     soft = F.avg_pool2d(flat, 3, 1, 1, count_include_pad=False).view_as(latents)
     latents = torch.lerp(latents, soft, _BLUR * level[0])
-    return latents + _NOISE * level[1] * torch.randn_like(latents)
+    return latents + _NOISE * level[1] * torch.randn_like(latents), (level > 0).any(0).flatten()

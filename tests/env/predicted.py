@@ -18,7 +18,7 @@ class TrueSight(PredictedPlayers):
         super().__init__(PosePredictor(PoseConfig()), torch.device("cpu"))
         self.worlds = [torch.from_numpy(world.blocks) for world in worlds]
 
-    def observe(self, players, latents):
+    def observe(self, players, latents, generated):
         for player, blocks in zip(players, self.worlds, strict=True):
             pose = player.pose
             cell = np.floor(pose[:3] + 1e-4).astype(np.int64)

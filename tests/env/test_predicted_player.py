@@ -10,7 +10,7 @@ from decmem_env.model.checkpoint import WEIGHTS
 from decmem_env.model.pose_predictor import FILE
 
 from decmem_env.conventions.actions import parse_action_string
-from decmem_env.pose_score import Scorer, contact_walks, errors, reckoned, set_right
+from decmem_env.pose_score import Scorer, contact_walks, errors, reckoned, set_right, stands
 from decmem_env.predicted_player import PredictedPlayer
 from decmem_env.worlds import Simulator, generate_world
 
@@ -80,6 +80,13 @@ def test_walls_in_the_map_never_hold_the_body():
     assert player.simulator.blocks[0, x, z, y - 1] and player.simulator.blocks[0, x + 1, z, y]
 
 
+def test_walks_begin_where_a_player_stands(walks):
+    for world, poses in zip(walks.worlds, walks.poses, strict=True):
+        assert stands(world, poses[0])
+    up = np.array([0.0, 0.5, 0.0, 0.0, 0.0])
+    assert not stands(walks.worlds[0], walks.poses[0, 0] + up)
+
+
 def test_a_speed_is_inferred_where_the_step_was_wrong():
     player = PredictedPlayer(np.array([0.5, 5.0, 0.5, 0.0, 0.0]))
     before, true = np.array([0.5, 5.0, 0.5, 0.0, 0.0]), np.array([0.5, 4.78, 0.5, 0.0, 0.0])
@@ -94,7 +101,7 @@ def test_breaking_and_placing_change_the_map():
     sight, player = TrueSight([world]), PredictedPlayer(world.spawn)
     true = Simulator([world])
     for action in parse_action_string("J J J B N P"):
-        sight.observe([player], torch.zeros(1))
+        sight.observe([player], torch.zeros(1), [False])
         pose = sight.move([player], action[None])[0]
         np.testing.assert_allclose(pose, true.step(action[None])[0])
         sight.worlds = [torch.from_numpy(true.blocks[0])]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ class SurroundingsBatch:
         angles: float32 [B, T, 2], pitch and yaw in degrees.
         climb: float32 [B, T], by how much the player rose since the frame before.
         labels: int64 [B, T, CELLS], air, solid or water, in the order of `pose_predictor.template`.
+        generated: bool [B, T], frames that the model made.
+        moved: bool [B, T], frames seen from elsewhere than the one before, or by a player that rose otherwise.
     """
 
     latents: Tensor
@@ -34,6 +37,8 @@ class SurroundingsBatch:
     angles: Tensor
     climb: Tensor
     labels: Tensor
+    generated: Tensor
+    moved: Tensor
 
 
 def split_poses(poses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,6 +81,7 @@ class SurroundingsPool(LatentPool):
         super().__init__(*arguments)
         self.stamps = np.full(self.capacity, -1)  # which trajectory a slot holds, counted from the first
         self.labels = torch.zeros((self.capacity, self.length, CELLS), dtype=torch.uint8, device=self.renderer.device)
+        self.generated = torch.zeros(self.labels.shape[:2], dtype=torch.bool, device=self.renderer.device)
 
     def _insert(self, episodes: Episodes) -> int:
         from decmem_env.worlds.edited import draw_edited, no_edits
@@ -93,22 +99,40 @@ class SurroundingsPool(LatentPool):
             draw_edited(blocks, no_edits() if episodes.edits is None else episodes.edits[row], self.length, look)
         return super()._insert(episodes)
 
+    def take(self, source: SurroundingsPool, slot: int, latents: Tensor, first: int) -> None:
+        """Insert a trajectory of another pool, from frame `first` on with generated latents, of [L, C, h, w]."""
+        own = self.added % self.capacity
+        self.stamps[own], self.labels[own] = self.added, source.labels[slot]
+        self.latents[own, :first], self.latents[own, first:] = source.latents[slot, :first], latents[first:]
+        self.generated[own] = torch.arange(self.length, device=latents.device) >= first
+        self.actions[own], self.poses[own] = source.actions[slot], source.poses[slot]
+        self.added += 1
+        self.count = min(self.added, self.capacity)
+
     def pieces(self, which: NDArray[np.int64], start: NDArray[np.int64], frames: int) -> SurroundingsBatch:
         """Cut pieces of `frames` consecutive frames from the trajectories in slots `which` [B], from `start` [B] on."""
         index = start[:, None] + np.arange(frames)
         device = self.latents.device
         take = torch.from_numpy(which[:, None] * self.length + index).to(device)
-        poses = self.poses[which[:, None], index]
-        before = self.poses[which[:, None], np.maximum(index - 1, 0), 1]
-        cell, inner, angles = split_poses(torch.from_numpy(poses))
+        now, before, earlier = (self.poses[which[:, None], np.maximum(index - back, 0)] for back in range(3))
+        climb, rose = now[..., 1] - before[..., 1], before[..., 1] - earlier[..., 1]
+        moved = (now != before).any(-1) | (climb != rose) | (index == 0)
+        cell, inner, angles = split_poses(torch.from_numpy(now))
         return SurroundingsBatch(
             self.latents.flatten(0, 1)[take].float(),
             cell.to(device),
             inner.to(device),
             angles.to(device),
-            torch.from_numpy(poses[..., 1] - before).float().to(device),
+            torch.from_numpy(climb).float().to(device),
             self.labels.flatten(0, 1)[take].long(),
+            self.generated.flatten(0, 1)[take],
+            torch.from_numpy(moved).to(device),
         )
+
+
+def joined(batches: Sequence[SurroundingsBatch]) -> SurroundingsBatch:
+    """One batch of the rows of several."""
+    return SurroundingsBatch(*(torch.cat([getattr(b, f.name) for b in batches]) for f in fields(SurroundingsBatch)))
 
 
 class Followers:
