@@ -7,7 +7,8 @@ equal scores the lowest index wins, so results do not depend on the segments.
 
 Where there are 8-bit copies of the keys (`encode`), a long segment is scanned in those, a quarter of the bytes and of
 the work, for an interval around each score; only keys whose interval reaches the k-th best lower end are scored in
-fp32, by the same code as without copies: lists are the same. With key k = s c + e (scale, code, error), query q likewise,
+fp32, by the same code as without copies: lists are the same. Slabs of keys are scanned twice: first for the intervals
+and, from the best of each tile, a bar close to the final one, then for the few keys that pass it. With key k = s c + e (scale, code, error), query q likewise,
 
     |q . k - s_q s_k (c_q . c_k)| <= |q| |e_k| + |e_q| |s_k c_k|
 
@@ -25,6 +26,7 @@ and `SLACK` |q| |k| a channel covers all rounding. */
 #define TILE 16
 #define GROUP 16 /* queries that share a pass over a tile */
 #define SHORTEST 1024
+#define SLAB 16384 /* keys whose bounds fit the second cache */
 
 typedef struct {
   float *score;
@@ -242,24 +244,87 @@ static inline unsigned above(const float *x, const float *bar) {
 #endif
 }
 
-/* Upper ends [TILE][GROUP] of the scores of 16 keys, and which queries' bars they pass. */
-static void upper_ends(const uint8_t *codes, const Facts *facts, const Coded *query, int dim, const float *bars,
-                       float *out, unsigned *passed) {
+/* The larger of two numbers, the second one if the first is NaN. */
+static inline Part larger(Part a, Part b) {
+#ifdef __AVX512F__
+  return (Part)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return (Part)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
+}
+
+static inline Part choose(Whole which, Part a, Part b) { return (Part)(((Whole)a & which) | ((Whole)b & ~which)); }
+
+/* Of up to SLAB keys: upper ends of their scores [keys][GROUP]; of each tile the highest of them, and a number that
+the lower end of one of its keys reaches (-inf where not all of its keys are allowed). */
+typedef struct {
+  float *upper, *most, *reached;
+} Slab;
+
+/* The keys that each of GROUP queries may choose. */
+typedef struct {
+  int32_t from[GROUP], to[GROUP];
+} Span;
+
+/* Fill one tile of a slab. */
+static void upper_ends(const uint8_t *codes, const Facts *facts, const Coded *query, int dim, int tile,
+                       const Span *span, int base, const Slab *slab) {
+  Part most[PARTS];
+  float error = 0.0f, norm = 0.0f;
+  for (int i = 0; i < PARTS; i++) most[i] = (Part){0} - INFINITY;
   for (int j = 0; j < TILE; j += KEYS) {
     int32_t sums[KEYS * GROUP] __attribute__((aligned(64)));
     multiply(codes + (int64_t)j * dim, query, dim, sums);
     for (int l = 0; l < KEYS; l++) {
       Facts key = facts[j + l];
+      error = key.error > error ? key.error : error, norm = key.norm > norm ? key.norm : norm;
       for (int i = 0; i < PARTS; i++) {
         int at = i * LANES;
         Part score = __builtin_convertvector(*(const Whole *)(sums + l * GROUP + at), Part);
         score *= *(const Part *)(query->scale + at) * key.scale;
         Part missed = *(const Part *)(query->error + at) * key.error;
         score += missed + (*(const Part *)(query->norm + at) * key.norm + TINIEST);
-        *(Part *)(out + (j + l) * GROUP + at) = score;
+        *(Part *)(slab->upper + (tile * TILE + j + l) * GROUP + at) = score;
+        most[i] = larger(score, most[i]);
       }
-      passed[j + l] = above(out + (j + l) * GROUP, bars);
     }
+  }
+  for (int i = 0; i < PARTS; i++) {
+    int at = i * LANES;
+    Part bound = *(const Part *)(query->error + at) * error;
+    bound += *(const Part *)(query->norm + at) * norm + TINIEST;
+    Whole good = (*(const Whole *)(span->from + at) <= base) & (*(const Whole *)(span->to + at) >= base + TILE);
+    good &= bound < INFINITY;
+    *(Part *)(slab->most + tile * GROUP + at) = most[i];
+    *(Part *)(slab->reached + tile * GROUP + at) = choose(good, most[i] - 2.0f * bound, (Part){0} - INFINITY);
+  }
+}
+
+/* Raise the bars to what keys of k tiles reach: nearly the k-th highest, by a few steps of bisection. */
+static void raise_bars(const Slab *slab, int tiles, int k, float *bars) {
+  for (int i = 0; i < PARTS; i++) {
+    const float *at = slab->reached + i * LANES;
+    Part low = (Part){0} + INFINITY, high = -low;
+    Whole there = {0};
+    for (int n = 0; n < tiles; n++) {
+      Part x = *(const Part *)(at + n * GROUP);
+      Whole finite = x > -INFINITY;
+      there -= finite;
+      low = choose(finite & (x < low), x, low);
+      high = larger(x, high);
+    }
+    Whole most = there >= k;
+    for (int step = 0; step < 8; step++) {
+      Part middle = low + 0.5f * (high - low);
+      Whole count = {0};
+      for (int n = 0; n < tiles; n++) count -= *(const Part *)(at + n * GROUP) >= middle;
+      Whole enough = count >= k;
+      low = choose(enough, middle, low), high = choose(enough, high, middle);
+    }
+    /* Scores at the bar pass. */
+    low -= choose(low > 0.0f, low, -low) * 1e-6f + TINIEST;
+    Part bar = *(Part *)(bars + i * LANES);
+    *(Part *)(bars + i * LANES) = choose(most & (low > bar), low, bar);
   }
 }
 
@@ -273,7 +338,8 @@ typedef struct {
 /* Drop what does not reach the bar, which k keys reach. */
 static void narrow(Likely *likely, int k, int32_t *room, float *bar) {
   if (likely->count <= k) return;
-  *bar = kth_largest(likely->lower, likely->count, k, room);
+  float reached = kth_largest(likely->lower, likely->count, k, room);
+  *bar = reached > *bar ? reached : *bar;
   int kept = 0;
   for (int i = 0; i < likely->count; i++) {
     likely->upper[kept] = likely->upper[i];
@@ -293,39 +359,51 @@ static int pays(int keys, int num_queries, int k) {
 too near each other (or where numbers are not finite): then nothing is found. */
 static int scan_codes(const float *turned, const float *keys, int64_t stride, const uint8_t *codes,
                       const Facts *facts, int dim, int num_queries, int k, int start, int stop, const int32_t *limit,
-                      const int32_t *first, Best *best, int32_t *room, int space, const Coded *query, Likely *likely,
-                      int likely_space) {
+                      const int32_t *first, Best *best, int32_t *room, int space, const Coded *query, const Slab *slab,
+                      Likely *likely, int likely_space) {
   float out[GROUP * TILE] __attribute__((aligned(64))), highest[GROUP] __attribute__((aligned(64)));
   uint8_t last_codes[TILE * dim];
   Facts last_facts[TILE];
   float bars[GROUP];
-  unsigned passed[TILE];
-  for (int g = 0; g < GROUP; g++) bars[g] = g < num_queries ? -INFINITY : INFINITY;
+  Span span;
+  for (int g = 0; g < GROUP; g++) {
+    int there = g < num_queries;
+    bars[g] = there ? -INFINITY : INFINITY;
+    span.from[g] = there && first ? first[g] : 0;
+    span.to[g] = !there ? 0 : limit[g] < stop ? limit[g] : stop;
+  }
   for (int g = 0; g < num_queries; g++) likely[g].count = 0, likely[g].enough = 2 * k;
-  for (int base = start; base < stop; base += TILE) {
-    int width = stop - base < TILE ? stop - base : TILE;
-    const uint8_t *tile = codes + (int64_t)base * dim;
-    const Facts *about = facts + base;
-    if (width < TILE) {
-      memset(last_codes, MIDDLE, sizeof last_codes), memset(last_facts, 0, sizeof last_facts);
-      memcpy(last_codes, tile, (size_t)width * dim), memcpy(last_facts, about, sizeof(Facts) * width);
-      tile = last_codes, about = last_facts;
-    } else
-      for (int d = 0; d < TILE * dim; d += 64) __builtin_prefetch(tile + 4 * TILE * dim + d);
-    upper_ends(tile, about, query, dim, bars, out, passed);
-    for (int l = 0; l < width; l++)
-      for (unsigned left = passed[l]; left; left &= left - 1) {
-        int g = __builtin_ctz(left);
-        if (base + l >= limit[g] || (first && base + l < first[g])) continue;
-        Likely *held = likely + g;
-        if (held->count == likely_space) return 0;
-        float upper = out[l * GROUP + g];
-        float bound = query->error[g] * about[l].error + (query->norm[g] * about[l].norm + TINIEST);
-        held->upper[held->count] = upper;
-        held->lower[held->count] = bound < INFINITY ? upper - 2.0f * bound : -INFINITY;
-        held->index[held->count++] = base + l;
-        if (held->count >= held->enough) narrow(held, k, room, bars + g);
-      }
+  for (int from = start; from < stop; from += SLAB) {
+    int to = stop - from < SLAB ? stop : from + SLAB, tiles = (to - from + TILE - 1) / TILE;
+    for (int n = 0; n < tiles; n++) {
+      int base = from + n * TILE, width = to - base < TILE ? to - base : TILE;
+      const uint8_t *tile = codes + (int64_t)base * dim;
+      const Facts *about = facts + base;
+      if (width < TILE) {
+        memset(last_codes, MIDDLE, sizeof last_codes), memset(last_facts, 0, sizeof last_facts);
+        memcpy(last_codes, tile, (size_t)width * dim), memcpy(last_facts, about, sizeof(Facts) * width);
+        tile = last_codes, about = last_facts;
+      } else
+        for (int d = 0; d < TILE * dim; d += 64) __builtin_prefetch(tile + 4 * TILE * dim + d);
+      upper_ends(tile, about, query, dim, n, &span, base, slab);
+    }
+    raise_bars(slab, tiles, k, bars);
+    for (int n = 0; n < tiles; n++) {
+      if (!above(slab->most + n * GROUP, bars)) continue;
+      for (int l = n * TILE; l < (n + 1) * TILE && from + l < to; l++)
+        for (unsigned left = above(slab->upper + l * GROUP, bars); left; left &= left - 1) {
+          int g = __builtin_ctz(left), key = from + l;
+          if (key < span.from[g] || key >= span.to[g]) continue;
+          Likely *held = likely + g;
+          if (held->count == likely_space) return 0;
+          float upper = slab->upper[l * GROUP + g];
+          float bound = query->error[g] * facts[key].error + (query->norm[g] * facts[key].norm + TINIEST);
+          held->upper[held->count] = upper;
+          held->lower[held->count] = bound < INFINITY ? upper - 2.0f * bound : -INFINITY;
+          held->index[held->count++] = key;
+          if (held->count >= held->enough) narrow(held, k, room, bars + g);
+        }
+    }
   }
   for (int g = 0; g < num_queries; g++) {
     Likely *held = likely + g;
@@ -427,7 +505,11 @@ int select_blocks(const float *q, const float *keys, int64_t key_batch, int64_t 
     Likely likely[GROUP];
     for (int g = 0; g < GROUP; g++)
       likely[g] = (Likely){ends + 2 * g * wide, ends + (2 * g + 1) * wide, named + g * wide, 0, 0};
-    short_of |= !query.code || !ends || !named;
+    int slab_keys = (length < SLAB ? length : SLAB) + TILE;
+    Slab slab = {aligned_alloc(64, sizeof(float) * GROUP * slab_keys),
+                 aligned_alloc(64, sizeof(float) * GROUP * (slab_keys / TILE + 1)),
+                 aligned_alloc(64, sizeof(float) * GROUP * (slab_keys / TILE + 1))};
+    short_of |= !query.code || !ends || !named || !slab.upper || !slab.most || !slab.reached;
 #endif
     if (short_of) {
 #pragma omp atomic write
@@ -453,7 +535,7 @@ int select_blocks(const float *q, const float *keys, int64_t key_batch, int64_t 
 #ifdef CODED
           if (codes && pays(stop - start, some, k) && encode_queries(rows_q + (int64_t)q0 * dim, some, dim, &query) &&
               scan_codes(part, plane_keys, key_block, codes + h * code_head * dim, facts + h * code_head, dim, some, k,
-                         start, stop, to + q0, from ? from + q0 : NULL, best + q0, room, space, &query, likely, wide))
+                         start, stop, to + q0, from ? from + q0 : NULL, best + q0, room, space, &query, &slab, likely, wide))
             continue;
 #endif
           scan(part, plane_keys, key_block, dim, some, k, start, stop, to + q0, from ? from + q0 : NULL, best + q0, room,
@@ -484,7 +566,7 @@ int select_blocks(const float *q, const float *keys, int64_t key_batch, int64_t 
     }
     free(turned), free(room), free(score), free(index), free(best);
 #ifdef CODED
-    free(query.code), free(ends), free(named);
+    free(query.code), free(ends), free(named), free(slab.upper), free(slab.most), free(slab.reached);
 #endif
   }
   free(part_score), free(part_index), free(part_count);

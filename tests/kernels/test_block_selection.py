@@ -209,7 +209,7 @@ def check_copies() -> None:
     """Lists by way of copies are those without."""
     rng = torch.Generator().manual_seed(0)
     for kind, (dim, queries, count) in zip(
-        KINDS * 2, [(64, 12, 9000), (32, 5, 3001), (128, 20, 4000), (8, 1, 3000)] * 4, strict=False
+        KINDS * 2, [(64, 12, 9000), (32, 5, 3001), (128, 20, 4000), (8, 1, 20000)] * 4, strict=False
     ):
         keys, q = draw(kind, dim, count, rng), torch.randn(1, 2, queries, dim, generator=rng)
         if kind == "ties":
