@@ -1,9 +1,10 @@
 /* Block-sparse attention on the CPU in place: keys and values are read where they lie, each once a query block.
 
 Maths: naive.py. A register holds one number of up to 15 queries, so logits, softmax and log-sum-exp need no sums across
-its lanes, and a key is multiplied as it lies in memory. Lists of a long history lead all over it: the rows some
-keys ahead are fetched while these are computed, so a longer history costs little more. Keys and values may be stored
-in 16 bits, half the traffic; they are widened in the first cache, and all is computed in fp32. */
+its lanes, and a key is multiplied as it lies in memory. Lists of a long history lead all over it: the pages of a
+task's blocks are looked up at once, and the rows some keys ahead are fetched while these are computed, so a longer
+history costs little more. Keys and values may be stored in 16 bits, half the traffic; they are widened in the first
+cache, and all is computed in fp32. */
 
 #include <math.h>
 #include <stdint.h>
@@ -31,6 +32,7 @@ in 16 bits, half the traffic; they are widened in the first cache, and all is co
 #define AHEAD 32 /* keys ahead of the ones computed */
 #define RUN 6    /* tasks that a thread takes at once: all but the first find their first keys fetched */
 #define LINE 64  /* bytes of the cache */
+#define PAGE 4096
 
 typedef float Part __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t Whole __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -184,6 +186,18 @@ typedef struct {
   int64_t *rows[2];
 } Room;
 
+/* Ask for the first and the last line of every block. A line whose page is unknown holds up what comes after it, however
+far ahead it is fetched; pages asked for at once are looked up side by side. Compilers drop calls that only fetch, so it
+is always inlined. */
+static inline __attribute__((always_inline)) void visit(Table from, const int32_t *blocks, int count, int size) {
+  int64_t row = from.dim * (from.half ? sizeof(uint16_t) : sizeof(float)), last = (size - 1) * from.stride + row - 1;
+  for (int i = 0; i < count; i++) {
+    const char *at = from.start + (int64_t)blocks[i] * size * from.stride;
+    __builtin_prefetch(at, 0, 2);
+    if (((uintptr_t)at ^ (uintptr_t)(at + last)) >= PAGE) __builtin_prefetch(at + last, 0, 2);
+  }
+}
+
 static Task look(const Call *call, int64_t number, int64_t *rows) {
   int parts = (call->q_block + MOST - 1) / MOST;
   int64_t part = number % parts, n = number / parts % call->num_queries;
@@ -199,6 +213,7 @@ static Task look(const Call *call, int64_t number, int64_t *rows) {
     int real = call->sizes && call->sizes[listed[i]] < size ? call->sizes[listed[i]] : size;
     for (int j = 0; j < real; j++) rows[task.found++] = (int64_t)listed[i] * size + j;
   }
+  visit(task.keys, listed, length, size), visit(task.values, listed, length, size);
   return task;
 }
 
