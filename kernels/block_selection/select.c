@@ -355,13 +355,39 @@ static int pays(int keys, int num_queries, int k) {
   return keys > 2 * k * (num_queries < GROUP ? num_queries : GROUP);
 }
 
+#define EIGHT 8
+
+/* Scores of eight keys against one query, every 16th number from `query` on: the same bits as those of `scores`.
+dim is a multiple of eight. */
+static void scores_of_one(const float *const *keys, const float *query, int dim, float *out) {
+  __m256 sum = _mm256_setzero_ps();
+  for (int d = 0; d < dim; d += EIGHT) {
+    /* A square of numbers, turned: rows of four keys and of the other four side by side, then pairs, then fours. */
+    __m256 half[EIGHT], pair[EIGHT], row[EIGHT];
+    for (int l = 0; l < 4; l++)
+      for (int i = 0; i < 2; i++)
+        half[4 * i + l] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(keys[l] + d + 4 * i)),
+                                               _mm_loadu_ps(keys[l + 4] + d + 4 * i), 1);
+    for (int i = 0; i < EIGHT; i += 2) {
+      pair[i] = _mm256_unpacklo_ps(half[i], half[i + 1]);
+      pair[i + 1] = _mm256_unpackhi_ps(half[i], half[i + 1]);
+    }
+    for (int i = 0; i < EIGHT; i += 4)
+      for (int l = 0; l < 2; l++) {
+        row[i + 2 * l] = _mm256_shuffle_ps(pair[i + l], pair[i + l + 2], 0x44);
+        row[i + 2 * l + 1] = _mm256_shuffle_ps(pair[i + l], pair[i + l + 2], 0xee);
+      }
+    for (int i = 0; i < EIGHT; i++) sum += row[i] * _mm256_set1_ps(query[(d + i) * GROUP]);
+  }
+  _mm256_storeu_ps(out, sum);
+}
+
 /* `scan` of up to GROUP queries by the copies, `turned` being theirs. Returns 0 where too many keys have scores
 too near each other (or where numbers are not finite): then nothing is found. */
 static int scan_codes(const float *turned, const float *keys, int64_t stride, const uint8_t *codes,
                       const Facts *facts, int dim, int num_queries, int k, int start, int stop, const int32_t *limit,
                       const int32_t *first, Best *best, int32_t *room, int space, const Coded *query, const Slab *slab,
                       Likely *likely, int likely_space) {
-  float out[GROUP * TILE] __attribute__((aligned(64))), highest[GROUP] __attribute__((aligned(64)));
   uint8_t last_codes[TILE * dim];
   Facts last_facts[TILE];
   float bars[GROUP];
@@ -408,19 +434,25 @@ static int scan_codes(const float *turned, const float *keys, int64_t stride, co
   for (int g = 0; g < num_queries; g++) {
     Likely *held = likely + g;
     narrow(held, k, room, bars + g);
-    for (int i = 0; i < held->count; i++)
-      for (int d = 0; d < dim; d += 16) __builtin_prefetch(keys + held->index[i] * stride + d);
-    for (int i = 0; i < held->count; i += TILE) {
-      const float *tile[TILE];
-      int width = held->count - i < TILE ? held->count - i : TILE;
-      for (int l = 0; l < TILE; l++) tile[l] = keys + held->index[i + (l < width ? l : width - 1)] * stride;
-      scores(tile, turned, dim, out, highest);
+    /* A line of each key: their pages are looked up side by side. */
+    for (int i = 0; i < held->count; i++) __builtin_prefetch(keys + held->index[i] * stride);
+  }
+  for (int g = 0; g < num_queries; g++) {
+    Likely *held = likely + g;
+    for (int i = 0; g + 1 < num_queries && i < held[1].count; i++)
+      for (int d = 16; d < dim; d += 16) __builtin_prefetch(keys + held[1].index[i] * stride + d);
+    for (int i = 0; i < held->count; i += EIGHT) {
+      const float *some[EIGHT];
+      float out[EIGHT];
+      int width = held->count - i < EIGHT ? held->count - i : EIGHT;
+      for (int l = 0; l < EIGHT; l++) some[l] = keys + held->index[i + (l < width ? l : width - 1)] * stride;
+      scores_of_one(some, turned + g, dim, out);
       for (int l = 0; l < width; l++)
-        if (out[l * GROUP + g] > best[g].bar) {
-          best[g].score[best[g].count] = out[l * GROUP + g];
+        if (out[l] > best[g].bar) {
+          best[g].score[best[g].count] = out[l];
           best[g].index[best[g].count++] = held->index[i + l];
         }
-      if (best[g].count > space - TILE) shrink(best + g, k, room);
+      if (best[g].count > space - EIGHT) shrink(best + g, k, room);
     }
     shrink(best + g, k, room);
   }
@@ -478,16 +510,17 @@ int select_blocks(const float *q, const float *keys, int64_t key_batch, int64_t 
     if (first[i] < begin) begin = first[i];
   if (!first || begin < 0) begin = 0;
   begin -= begin % TILE;
-  int planes = batch * heads, failed = 0, segments = 1;
-  /* Enough tasks to keep the threads busy to the end. */
-  while (threads > 1 && planes * segments < 4 * threads && (end - begin) / (segments + 1) >= SHORTEST) segments++;
+  int planes = batch * heads, failed = 0, segments = threads > 1 ? threads : 1;
+  /* As many planes as fill the threads stay whole, because every segment has its own k best; the rest is cut. */
+  while (segments > 1 && (end - begin) / segments < SHORTEST) segments--;
+  int whole = segments > 1 ? planes - planes % threads : planes, tasks = whole + (planes - whole) * segments;
   int length = ((end - begin) / segments / TILE + 1) * TILE;
   int groups = (num_queries + GROUP - 1) / GROUP, space = 2 * k + 4 * TILE;
   int64_t rows = (int64_t)planes * num_queries;
   int step = codes ? GROUP : num_queries; /* queries that share a scan */
   float *part_score = malloc(sizeof(float) * rows * segments * k);
   int32_t *part_index = malloc(sizeof(int32_t) * rows * segments * k);
-  int32_t *part_count = malloc(sizeof(int32_t) * rows * segments);
+  int32_t *part_count = calloc(rows * segments, sizeof(int32_t));
   if (!part_score || !part_index || !part_count) failed = 1;
 
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -505,7 +538,7 @@ int select_blocks(const float *q, const float *keys, int64_t key_batch, int64_t 
     Likely likely[GROUP];
     for (int g = 0; g < GROUP; g++)
       likely[g] = (Likely){ends + 2 * g * wide, ends + (2 * g + 1) * wide, named + g * wide, 0, 0};
-    int slab_keys = (length < SLAB ? length : SLAB) + TILE;
+    int slab_keys = (end - begin < SLAB ? end - begin : SLAB) + TILE;
     Slab slab = {aligned_alloc(64, sizeof(float) * GROUP * slab_keys),
                  aligned_alloc(64, sizeof(float) * GROUP * (slab_keys / TILE + 1)),
                  aligned_alloc(64, sizeof(float) * GROUP * (slab_keys / TILE + 1))};
@@ -518,15 +551,16 @@ int select_blocks(const float *q, const float *keys, int64_t key_batch, int64_t 
 #pragma omp barrier
     if (!failed) {
 #pragma omp for schedule(dynamic)
-      for (int task = 0; task < planes * segments; task++) {
-        int plane = task / segments, segment = task % segments, b = plane / heads, h = plane % heads;
+      for (int task = 0; task < tasks; task++) {
+        int cut = task >= whole, segment = cut ? (task - whole) % segments : 0;
+        int plane = cut ? whole + (task - whole) / segments : task, b = plane / heads, h = plane % heads;
         const float *rows_q = q + (int64_t)plane * num_queries * dim;
         for (int n = 0; n < num_queries; n++)
           for (int d = 0; d < dim; d++)
             turned[((int64_t)(n / GROUP) * dim + d) * GROUP + n % GROUP] = rows_q[(int64_t)n * dim + d];
         for (int n = 0; n < num_queries; n++)
           best[n] = (Best){score + (int64_t)n * space, index + (int64_t)n * space, 0, -INFINITY};
-        int start = begin + segment * length, stop = start + length < end ? start + length : end;
+        int start = begin + segment * length, stop = cut && start + length < end ? start + length : end;
         const float *plane_keys = keys + b * key_batch + h * key_head;
         const int32_t *to = limit + (int64_t)b * limit_batch, *from = first ? first + (int64_t)b * first_batch : NULL;
         for (int q0 = 0; q0 < num_queries; q0 += step) {
