@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels.block_selection import Codes, native
+from ..kernels.block_sparse_attention import native as attention
 from ..kernels.gather_blocks import Source, quantise_blocks
 from .config import ModelConfig
 from .host_memory import HostPages, Places
@@ -67,8 +68,8 @@ class PageStore:
             (heads, self.limit, config.blocks_per_frame, dim),
             (2, heads, self.limit, config.blocks_per_frame),
         )
-        self._keys = [reserve(rows, self.storage, device) for _ in layers]
-        self._values = [reserve(rows, self.storage, device) for _ in layers]
+        tables = [self._tables(rows) for _ in layers]
+        self._keys, self._values = [keys for keys, _ in tables], [values for _, values in tables]
         self._pooled = [reserve(means, torch.float32, device) for _ in layers]
         self._scales = [torch.empty(scales, device=device) for _ in layers if self.in_bytes]
         coded = layers if has_codes(memory_dtype) and native.load() is not None else range(0)
@@ -79,6 +80,17 @@ class PageStore:
         if layout.host_pages:
             shape = (config.depth, 2, heads, config.tokens, dim)
             self.host = HostPages(layout.host_pages, shape, self.storage, device)
+
+    def _tables(self, shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values [H, capacity, N, D].
+
+        Where only the C attention reads them they lie token by token side by side: a retrieved block is one run of
+        memory then, on fewer pages of the processor's. Otherwise apart and contiguous.
+        """
+        if has_codes(self.memory_dtype) and not self.layout.host_pages and attention.takes(shape[3]):
+            keys, values = reserve((*shape[:3], 2, shape[3]), self.storage, self.device).unbind(3)
+            return keys, values
+        return reserve(shape, self.storage, self.device), reserve(shape, self.storage, self.device)
 
     @property
     def in_bytes(self) -> bool:

@@ -42,16 +42,18 @@ def bind(path: Path) -> ctypes.CDLL:
     return library
 
 
-def serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the library is there and takes these tensors: contiguous channels, as many as fill registers.
+def takes(dim: int) -> bool:
+    """Whether the library is there and takes heads of so many channels: they fill registers."""
+    library = load()
+    return library is not None and dim % library.channels() == 0
 
-    q is fp32; k and v are both that or both fp16.
-    """
+
+def serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the library `takes` these tensors: contiguous channels; q is fp32, k and v both that or both fp16."""
     stored = (torch.float32, torch.float16)
     if q.dtype != torch.float32 or k.dtype not in stored or v.dtype != k.dtype or k.stride(3) != 1 or v.stride(3) != 1:
         return False
-    library = load()
-    return library is not None and q.shape[3] % library.channels() == 0
+    return takes(q.shape[3])
 
 
 def _strides(x: Tensor, *axes: int) -> ctypes.Array[ctypes.c_int64]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from decmem_env.kernels.block_selection import native
+from decmem_env.kernels.block_sparse_attention import native as attention
 from decmem_env.model import WorldModel
 from decmem_env.model.config import debug, tiny
 from decmem_env.model.memory import MemoryBank, PagePool, page_bytes
@@ -135,8 +136,30 @@ def test_tables_with_gaps_give_the_same_frames():
     assert np.array_equal(np.concatenate(frames), wanted)
 
 
-def test_nothing_moves_as_memory_fills():
-    pool = PagePool(debug(), torch.device("cpu"), torch.float32, 4 << 20)
+@pytest.mark.skipif(attention.load() is None, reason="no compiler")
+def test_keys_and_values_side_by_side_are_the_same_memory(monkeypatch):
+    walk = make_walk(40)
+    together = WorldModel.from_pretrained("debug", memory_budget=64 << 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "takes", lambda dim: False)  # the memory is built so; it is read by the same code
+        apart = WorldModel.from_pretrained("debug", memory_budget=64 << 20)
+    for model, distance in ((together, 2 * together.config.head_dim), (apart, None)):
+        keys, values = model.pool.keys(0)
+        assert keys.is_contiguous() == (distance is None)
+        assert distance is None or values.data_ptr() - keys.data_ptr() == distance
+    sessions = [begin(model, walk, 1, context=20) for model in (together, apart)]
+    frames = [play(m, s, walk, 20, 40) for m, s in zip((together, apart), sessions, strict=True)]
+    assert np.array_equal(*frames)
+    pages = [m.pool.copy_out(s.bank.slots) for m, s in zip((together, apart), sessions, strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(pages[0][:3], pages[1][:3], strict=True))
+    # A snapshot of one goes on in the other.
+    again = apart.restore(sessions[0].snapshot())
+    assert np.array_equal(play(apart, again, walk, 20, 24), play(together, sessions[0], walk, 20, 24))
+
+
+@pytest.mark.parametrize("memory_dtype", [None, "float16"])
+def test_nothing_moves_as_memory_fills(memory_dtype):
+    pool = PagePool(debug(), torch.device("cpu"), torch.float32, 4 << 20, memory_dtype)
     held = [t.data_ptr() for layer in range(2) for t in pool.pages(layer)]
     slots = pool.allocate(pool.limit)
     assert sorted(slots) == list(range(pool.limit)) and pool.used == pool.capacity
@@ -144,4 +167,4 @@ def test_nothing_moves_as_memory_fills():
         keys = torch.randn(pool.limit, 2, 60, 32)
         pool.write(layer, torch.from_numpy(slots), keys, keys + 1, torch.randn(pool.limit, 2, 6, 32))
     assert [t.data_ptr() for layer in range(2) for t in pool.pages(layer)] == held
-    assert torch.equal(pool.copy_out(slots[:3]).values[1], keys[:3].transpose(0, 1) + 1)
+    assert torch.equal(pool.copy_out(slots[:3]).values[1], (keys[:3].transpose(0, 1) + 1).to(pool.storage))
