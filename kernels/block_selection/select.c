@@ -416,9 +416,16 @@ static int scan_codes(const float *turned, const float *keys, int64_t stride, co
     raise_bars(slab, tiles, k, bars);
     for (int n = 0; n < tiles; n++) {
       if (!above(slab->most + n * GROUP, bars)) continue;
-      for (int l = n * TILE; l < (n + 1) * TILE && from + l < to; l++)
-        for (unsigned left = above(slab->upper + l * GROUP, bars); left; left &= left - 1) {
-          int g = __builtin_ctz(left), key = from + l;
+      /* Which keys pass is hard to foresee: they are listed without a branch. */
+      unsigned passed[TILE];
+      int rows[TILE], count = 0;
+      for (int l = n * TILE; l < (n + 1) * TILE && from + l < to; l++) {
+        passed[count] = above(slab->upper + l * GROUP, bars), rows[count] = l;
+        count += passed[count] != 0;
+      }
+      for (int i = 0; i < count; i++)
+        for (unsigned left = passed[i]; left; left &= left - 1) {
+          int l = rows[i], g = __builtin_ctz(left), key = from + l;
           if (key < span.from[g] || key >= span.to[g]) continue;
           Likely *held = likely + g;
           if (held->count == likely_space) return 0;
