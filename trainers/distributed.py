@@ -67,8 +67,16 @@ class Ranks:
         return float(tensor) / self.size
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank (all must stop at the same step)."""
+        """Whether the flag is set on any rank."""
         return self.mean(float(flag)) > 0.0
+
+    def of_main(self, *values: float) -> tuple[float, ...]:
+        """What rank 0 says: clocks differ, and what depends on one must be the same everywhere."""
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.broadcast(tensor, 0)
+        return tuple(tensor.tolist())
 
     def close(self) -> None:
         """Leave the group that this object started."""

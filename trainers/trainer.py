@@ -23,7 +23,7 @@ from .optim import Optimisers
 from .profiling import Profile
 from .schedule import learning_rate, progress_of
 
-_ASK_RANKS = 8  # steps
+_ASK_MAIN = 8  # steps
 
 
 class Task(Protocol):
@@ -103,6 +103,7 @@ class Trainer:
         seconds = None if minutes is None else max(60.0 * minutes - config.run.reserve_seconds, 1.0)
         self.progress = Progress(seconds=seconds)
         self._before = 0.0  # seconds used by earlier pieces
+        self._share_of_all: float | None = None
 
     def resume(self, folder: Path) -> None:
         """Continue from a saved state; the schedule keeps its length unless `run.minutes` says otherwise."""
@@ -127,13 +128,21 @@ class Trainer:
         return progress_of(p.step, self.config.run.steps, p.elapsed, p.seconds)
 
     def _finished(self) -> bool:
+        """Whether training is over; also sets `_share_of_all`, the share of the schedule that the rate follows."""
         step, steps = self.progress.step, self.config.run.steps
-        over = self._share() >= 1.0 or time.monotonic() - self.started >= self.limit
-        if self.ranks.size == 1 or (steps is not None and step >= steps):
+        share = self._share()
+        over = share >= 1.0 or time.monotonic() - self.started >= self.limit
+        if self.ranks.size == 1:
+            self._share_of_all = share
             return over
-        # Clocks differ between ranks and all of them must leave the loop at the same step. Asking makes every rank wait
-        # for its GPU, so they do not ask at every step.
-        return step % _ASK_RANKS == 0 and self.ranks.any(over)
+        if steps is not None and step >= steps:
+            return True
+        # Clocks differ between ranks, and learning rates that differ let their weights drift apart. Asking makes every
+        # rank wait for its GPU, so they do not ask at every step.
+        if self._share_of_all is not None and step % _ASK_MAIN:
+            return False
+        self._share_of_all, stop = self.ranks.of_main(share, float(over))
+        return stop > 0.0
 
     def run(self) -> dict[str, Any]:
         """Train until the schedule or this piece ends, then save, evaluate and export.
@@ -165,7 +174,7 @@ class Trainer:
         mean_loss, last_log, last_save = math.nan, time.monotonic(), time.monotonic()
         task.module.train()
         while not self._finished():
-            lr = learning_rate(config.optimiser, self.progress.step, self._share())
+            lr = learning_rate(config.optimiser, self.progress.step, self._share_of_all or 0.0)
             begun = time.perf_counter()
             batch = task.next_batch(self.rng)
             wait += time.perf_counter() - begun

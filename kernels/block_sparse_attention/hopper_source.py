@@ -289,7 +289,14 @@ def kernel_files(plan: AnyPlan) -> list[str]:
         return ["hopper_tiles.cu", "hopper_schedule.cu", "hopper_strips.cu", *kernels]
     if isinstance(plan, GradientsPlan):
         kernels = ["hopper_gradients_copy.cu", "hopper_gradients_sums.cu", "hopper_gradients.cu"]
-        return ["hopper_tiles.cu", "hopper_strips.cu", "hopper_sums.cu", *kernels, "hopper_prepare.cu", "hopper_invert.cu"]
+        return [
+            "hopper_tiles.cu",
+            "hopper_strips.cu",
+            "hopper_sums.cu",
+            *kernels,
+            "hopper_prepare.cu",
+            "hopper_invert.cu",
+        ]
     kernels = ["hopper_query_gradient.cu"] if plan.gradient else ["hopper_forward.cu", "hopper_combine.cu"]
     return ["hopper_tiles.cu", "hopper_schedule.cu", "hopper_common.cu", *kernels]
 

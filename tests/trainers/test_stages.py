@@ -4,6 +4,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -181,9 +182,12 @@ def test_two_ranks_train_the_same_weights(runs, tmp_path):
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "decmem_env.trainers", "debug_dense_short", "--device", "cpu"]
     command += ["--init", str(runs["autoencoder"]), "--set", "run.validation_worlds=0"]
-    command += ["--set", "objective.adversarial=0.5"]
+    # A schedule by the clock, whose start differs between the ranks.
+    command += ["--set", "objective.adversarial=0.5", "--set", "run.steps=40", "--max-minutes", "0.25"]
+    command += ["--set", "run.reserve_seconds=0", "--set", "optimiser.warmup=1"]
     processes = []
     for rank in range(2):
+        time.sleep(0.5 * rank)
         env = os.environ | {
             "RANK": str(rank),
             "WORLD_SIZE": "2",
