@@ -310,7 +310,7 @@ def gradients(
         maps = [(q, plan.q_block, plan.strip), (grad_out, plan.q_block, plan.strip)]
         maps += [(x, plan.kv_block, plan.piece_rows) for x in (k, v, grad_k, grad_v)]
         argument = cuda_driver.struct_arguments(maps, fields)
-        cuda_driver.launch(kernels[0], _programs(device), plan.threads, plan.shared_bytes, argument)
+        cuda_driver.launch(kernels[0], _programs(device), 384, plan.shared_bytes, argument)
         if grad_q is not None:
             pointers = [ctypes.c_void_p(x.data_ptr()) for x in (sums, grad_q)]
             arguments = (*pointers, ctypes.c_float(scale), ctypes.c_int(count))

@@ -1,14 +1,16 @@
-// Gradients of block-sparse attention for Hopper (sm_90a), after hopper_gradients_sums.cu: programs own pieces of key
+// Gradients of block-sparse attention for Hopper (sm_90a), after hopper_gradients_copy.cu: programs own pieces of key
 // blocks and stream the query blocks that list them. A chunk of 64 queries against N keys:
 //   P = exp2(Q K^T - lse), dS = P * (dO V^T - delta), then dV^T += dO^T P, dK^T += Q^T dS, and dQ += dS K in memory.
-// Two warpgroups do all but the last, which a third one does from the dS that they leave in shared memory.
-// Defined from outside: LAST columns of the last piece.
+// Defined from outside: LAST columns of the last piece; QUERY_GRADIENT, 0 where another kernel computes dQ, in an order
+// that is always the same.
+
+// Groups of channels of dQ that are added before the next products need registers.
+constexpr int BESIDE = 5;
 
 struct Consumer {
     PairRing ring;
-    u32 pair_phase = 0;
     float scale, scale2, lse2[2], delta[2];
-    int group, lane, warp;                          // warp: of the group's four
+    int group, lane, warp, strip[2];                // warp: of the group's four
 
     // dV^T += dO^T P and dK^T += Q^T dS of a pair of chunks or one, half of the channels each warpgroup.
     template <int N, int COUNT>
@@ -31,36 +33,38 @@ struct Consumer {
         }
     }
 
-    // What softmax needs of this thread's rows of a chunk.
+    // Where this thread's rows of a chunk come from; -1 for none.
     __device__ __forceinline__ void look_up(const Arguments& a, const Shared& sh, int slot) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const int row = warp * 16 + lane / 4 + 8 * r, part = row / STRIP, place = slot * SPC + min(part, SPC - 1);
             const bool ok = part < SPC && row % STRIP < sh.valid[place];
+            strip[r] = ok ? sh.strip[place] : -1;
             const float2 x = ok ? a.rows[sh.first_token[place] + row % STRIP] : make_float2(-MINUS_INFINITY, 0.0f);
             lse2[r] = x.x;
             delta[r] = x.y;
         }
     }
 
-    // The weights of a pair of chunks are stored: adding up dQ may begin.
-    __device__ __forceinline__ void show_weights(const Shared& sh) {
-        if constexpr (QUERY_GRADIENT) {
-            __syncwarp();
-            if (lane == 0) barrier_arrive(sh.weights_full);
+    // Adds groups of channels of the rows that strips `of` cover.
+    template <int FIRST, int LAST_GROUP>
+    __device__ __forceinline__ void add_queries(const Arguments& a, const float (&dq)[64], const int (&of)[2]) const {
+#pragma unroll
+        for (int r = 0; QUERY_GRADIENT && r < 2; r++) {
+            if (of[r] < 0) continue;
+            float* to = a.grad_q + Sums::place(of[r], (warp * 16 + lane / 4 + 8 * r) % STRIP) + 4 * (lane & 3);
+#pragma unroll
+            for (int g = FIRST; g < LAST_GROUP; g++) {
+                const int c = 8 * g + 2 * r;
+                add_global(to + g * Sums::GROUP, dq[c], dq[c + 1], dq[c + 4], dq[c + 5]);
+            }
         }
-        pair_phase ^= 1;
-    }
-
-    // dQ of the pair of chunks before has been computed.
-    __device__ __forceinline__ void wait_for_queries(const Shared& sh) const {
-        if constexpr (QUERY_GRADIENT) barrier_wait(sh.weights_empty, pair_phase ^ 1);
     }
 
     template <int N> __device__ __forceinline__ void run_tile(const Arguments& a, const Shared& sh) {
         const int item = sh.tile[0], piece = sh.tile[1], chunks = sh.tile[2], keys = sh.tile[3];
         const int pairs = (chunks + 1) / 2, own = (chunks + 1 - group) / 2;
-        float dk[N / 2], dv[N / 2], s[N / 2], dp[N / 2];
+        float dk[N / 2], dv[N / 2], s[N / 2], dp[N / 2], dq[64];
 #pragma unroll
         for (int i = 0; i < N / 2; i++) dk[i] = dv[i] = 0.0f;
         barrier_wait(sh.full + 8 * (ring.slot + group), ring.phase);
@@ -78,10 +82,6 @@ struct Consumer {
             pin(dp);
             before = slot;
             slot = ring.slot;
-            if (i + 1 == own) {
-                __syncwarp();
-                if (lane == 0) barrier_arrive(sh.tile_empty);
-            }
             u32 p[N / 4], ds[(N + 15) / 16 * 4];
             const int column = 2 * (lane & 3);
 #pragma unroll
@@ -104,39 +104,60 @@ struct Consumer {
                 ds[2 * j + 1] = pack(dp[4 * j + 2], dp[4 * j + 3]);
             }
             if constexpr (N % 16) ds[N / 4] = ds[N / 4 + 1] = 0;
-            wgmma_wait<0>();
+            if constexpr (QUERY_GRADIENT) {
+                const u64 k = descriptor(sh.k, PIECE_HALF, 1024);
+#pragma unroll
+                for (int c = 0; c < 64; c++) dq[c] = 0.0f;
+                wgmma_fence();
+#pragma unroll
+                for (int c = 0; c < (N + 15) / 16; c++) Values::multiply(dq, ds + 4 * c, k + c * (2048 >> 4));
+                wgmma_commit();
+                wgmma_wait<1>();
+            } else {
+                wgmma_wait<0>();
+            }
             if (i > 0) release(sh, before);
             // Both warpgroups have used the weights of the pair before, the copy engine the gradients of the tile before.
             if (i == 0 && threadIdx.x == 0) wait_stores_read();
-            wait_for_queries(sh);
             pair_sync();
             store_weights<N>(sh.p + group * WEIGHTS, p);
-            store_weights<(N + 15) / 16 * 16>(sh.ds + group * WEIGHTS, ds);
+            store_weights<N>(sh.ds + group * WEIGHTS, ds);
             fence_async();
-            show_weights(sh);
+            if constexpr (QUERY_GRADIENT) {
+                wgmma_wait<0>();
+                pin(dq);
+            }
             ring.advance();
             if (i + 1 == own) break;
             const int next = ring.slot + group;
             barrier_wait(sh.full + 8 * next, ring.phase);
             wgmma_fence();
             multiply_rows<N, PIECE>(s, sh.q + next * CHUNK, sh.k);
-            multiply_rows<N, PIECE>(dp, sh.g + next * CHUNK, sh.v);
             wgmma_commit();
-            look_up(a, sh, next);
             // The weights of both warpgroups are there.
             pair_sync();
+            // Additions take as long as products: most of them beside these, the rest beside those that follow.
+            const int of[2] = {strip[0], strip[1]};
+            look_up(a, sh, next);
+            add_queries<0, BESIDE>(a, dq, of);
+            wgmma_fence();
+            multiply_rows<N, PIECE>(dp, sh.g + next * CHUNK, sh.v);
+            wgmma_commit();
             add_keys<N, 2>(sh, slot, dk, dv);
+            add_queries<BESIDE, Sums::GROUPS>(a, dq, of);
             wgmma_wait<1>();
         }
+        __syncwarp();
+        if (lane == 0) barrier_arrive(sh.tile_empty);
         if (own < pairs) {
             // The last pair has no chunk for this warpgroup; no query block fits in one chunk, so there is one before.
             pair_sync();
             add_keys<N, 2>(sh, slot, dk, dv);
+            add_queries<0, Sums::GROUPS>(a, dq, strip);
             wgmma_wait<0>();
             pin(dk);
             pin(dv);
             release(sh, slot);
-            show_weights(sh);
             slot = ring.slot;
             pair_sync();
             ring.advance();
@@ -144,11 +165,13 @@ struct Consumer {
         pair_sync();
         if (chunks % 2) {
             add_keys<N, 1>(sh, slot, dk, dv);
+            if (own == pairs) add_queries<0, Sums::GROUPS>(a, dq, strip);
             wgmma_wait<0>();
             pin(dk);
             pin(dv);
         } else {
             add_keys<N, 2>(sh, slot, dk, dv);
+            add_queries<0, Sums::GROUPS>(a, dq, strip);
             wgmma_wait<0>();
             pin(dk);
             pin(dv);
@@ -159,7 +182,6 @@ struct Consumer {
         for (int i = 0; i < N / 4; i++) w[i] = pack(dv[2 * i], dv[2 * i + 1]);
         pair_sync();
         store_weights<N>(sh.p + group * WEIGHTS, w);
-        wait_for_queries(sh);
 #pragma unroll
         for (int i = 0; i < N / 4; i++) w[i] = pack(dk[2 * i] * scale, dk[2 * i + 1] * scale);
         store_weights<N>(sh.ds + group * WEIGHTS, w);
@@ -195,9 +217,9 @@ struct Consumer {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) block_sparse_gradients(const __grid_constant__ Arguments a) {
+extern "C" __global__ void __launch_bounds__(384, 1) block_sparse_gradients(const __grid_constant__ Arguments a) {
     DYNAMIC_SHARED(memory);
-    STATIC_SHARED(u64, barriers, 5 + 2 * STAGES);
+    STATIC_SHARED(u64, barriers, 3 + 2 * STAGES);
     STATIC_SHARED(int, numbers, 4 + 3 * STAGES * SPC);
     Shared sh;
     sh.q = (shared_address(memory) + 1023) & ~1023u;
@@ -209,9 +231,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block_sparse_gradients(
     sh.tile_full = shared_address(barriers);
     sh.tile_empty = sh.tile_full + 8;
     sh.tile_ready = sh.tile_empty + 8;
-    sh.weights_full = sh.tile_ready + 8;
-    sh.weights_empty = sh.weights_full + 8;
-    sh.full = sh.weights_empty + 8;
+    sh.full = sh.tile_ready + 8;
     sh.empty = sh.full + 8 * STAGES;
     sh.tile = numbers;
     sh.valid = numbers + 4;
@@ -219,33 +239,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block_sparse_gradients(
     sh.strip = sh.first_token + STAGES * SPC;
     if (threadIdx.x == 0) {
         barrier_init(sh.tile_full, 1);
-        barrier_init(sh.tile_empty, USERS);
+        barrier_init(sh.tile_empty, 8);
         barrier_init(sh.tile_ready, 1);
-        barrier_init(sh.weights_full, 8);
-        barrier_init(sh.weights_empty, 4);
         for (int i = 0; i < STAGES; i++) {
             barrier_init(sh.full + 8 * i, 1);
-            barrier_init(sh.empty + 8 * i, USERS);
+            barrier_init(sh.empty + 8 * i, 8);
         }
         fence_barriers();
     }
     // Rows of a chunk that no strip covers have weights of 0, and must not hold NaN.
-    for (int i = threadIdx.x; i < 2 * STAGES * CHUNK / 16; i += THREADS) store_shared(sh.q + i * 16, make_uint4(0, 0, 0, 0));
+    for (int i = threadIdx.x; i < 2 * STAGES * CHUNK / 16; i += 384) store_shared(sh.q + i * 16, make_uint4(0, 0, 0, 0));
     fence_async();
     __syncthreads();
     const int group = __shfl_sync(0xffffffff, (int)threadIdx.x / 128, 0);
     if (group == 2) {
-        give_registers<QUERY_GRADIENT ? 32 : 40>();
+        give_registers<40>();
         const int warp = (threadIdx.x >> 5) & 3;
         if (warp == 0) produce(a, sh);
         if (HAS_SIZES && warp == 1) scrub(sh);
         if (warp >= 2) clear(a, blockIdx.x * 2 + warp - 2, gridDim.x * 2);
-    } else if (QUERY_GRADIENT && group == 3) {
-        give_registers<96>();
-        Queries queries;
-        queries.run(a, sh);
     } else {
-        take_registers<QUERY_GRADIENT ? 192 : 232>();
+        take_registers<232>();
         Consumer consumer;
         consumer.run(a, sh, group);
     }

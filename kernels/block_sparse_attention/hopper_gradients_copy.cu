@@ -18,7 +18,7 @@ struct Arguments {
 };
 
 struct Shared {
-    u32 k, v, q, g, p, ds, tile_full, tile_empty, tile_ready, weights_full, weights_empty, full, empty;
+    u32 k, v, q, g, p, ds, tile_full, tile_empty, tile_ready, full, empty;
     int *first_token, *valid, *strip; // [STAGES][SPC] of a strip: its first row, rows, number over all query blocks
     int* tile;                // key block over all heads (-1: there are no more), piece, chunks, valid keys
 };
@@ -82,6 +82,19 @@ __device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
             }
 #pragma unroll 1
             for (int t = 0; t < PIECES; t++) {
+                barrier_wait(sh.tile_empty, tile_phase);
+                tile_phase ^= 1;
+                if (lane == 0) {
+                    sh.tile[0] = item;
+                    sh.tile[1] = t;
+                    sh.tile[2] = chunks;
+                    sh.tile[3] = size - t * PIECE;
+                    barrier_expect(sh.tile_full, 2 * PIECE_BYTES);
+                    for (int h = 0; h < 2; h++) {
+                        copy_tile(sh.k + h * PIECE_HALF, &a.k, sh.tile_full, 64 * h, t * PIECE, lists.block, lists.head, key_batch);
+                        copy_tile(sh.v + h * PIECE_HALF, &a.v, sh.tile_full, 64 * h, t * PIECE, lists.block, lists.head, key_batch);
+                    }
+                }
                 for (int base = 0; base < slots; base += BATCH) {
                     const int strip = base * SPC + lane, index = strip / STRIPS, row = strip % STRIPS * STRIP;
                     // Past the end of the tensor, which reads as zeros.
@@ -116,21 +129,6 @@ __device__ __forceinline__ void produce(const Arguments& a, const Shared& sh) {
                             }
                         }
                         ring.advance();
-                        if (base + c != 1) continue;
-                        // The first pair of chunks is on its way; keys follow where those before are done with.
-                        barrier_wait(sh.tile_empty, tile_phase);
-                        tile_phase ^= 1;
-                        if (lane == 0) {
-                            sh.tile[0] = item;
-                            sh.tile[1] = t;
-                            sh.tile[2] = chunks;
-                            sh.tile[3] = size - t * PIECE;
-                            barrier_expect(sh.tile_full, 2 * PIECE_BYTES);
-                            for (int h = 0; h < 2; h++) {
-                                copy_tile(sh.k + h * PIECE_HALF, &a.k, sh.tile_full, 64 * h, t * PIECE, lists.block, lists.head, key_batch);
-                                copy_tile(sh.v + h * PIECE_HALF, &a.v, sh.tile_full, 64 * h, t * PIECE, lists.block, lists.head, key_batch);
-                            }
-                        }
                     }
                 }
             }

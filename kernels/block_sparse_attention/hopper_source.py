@@ -148,11 +148,6 @@ class GradientsPlan(NamedTuple):
         return -(-self.q_block // self.strip) * self.strip
 
     @property
-    def threads(self) -> int:
-        """Of a program: two warpgroups of consumers, one that copies, one that adds up the queries' gradient."""
-        return 512 if self.query else 384
-
-    @property
     def stages(self) -> int:
         """Chunks of queries, and of the output's gradient, in flight."""
         return 4
@@ -222,19 +217,6 @@ def _outer(columns: int, half: str) -> str:
 """
 
 
-def _stored(half: str) -> str:
-    """O = A B or O += A B of 16 keys: 64 queries by 128 channels, A stored with the keys as rows; both in shared memory."""
-    outputs = ", ".join(f'"+f"(o[{i}])' for i in range(64))
-    return f"""struct Stored {{
-    static __device__ __forceinline__ void multiply(float (&o)[64], u64 a, u64 b, int add) {{
-        asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %66, 0;\\n"
-            "wgmma.mma_async.sync.aligned.m64n128k16.f32.{half}.{half} {{{_operands(0, 64)}}}, %64, %65, "
-            "p, 1, 1, 1, 1;\\n}}" : {outputs} : "l"(a), "l"(b), "r"(add));
-    }}
-}};
-"""
-
-
 def _defines(values: Mapping[str, object]) -> str:
     return "".join(f"#define {name} {value}\n" for name, value in values.items())
 
@@ -288,15 +270,8 @@ def kernel_files(plan: AnyPlan) -> list[str]:
         kernels = ["hopper_forward_columns.cu", "hopper_combine.cu"]
         return ["hopper_tiles.cu", "hopper_schedule.cu", "hopper_strips.cu", *kernels]
     if isinstance(plan, GradientsPlan):
-        kernels = ["hopper_gradients_copy.cu", "hopper_gradients_sums.cu", "hopper_gradients.cu"]
-        return [
-            "hopper_tiles.cu",
-            "hopper_strips.cu",
-            "hopper_sums.cu",
-            *kernels,
-            "hopper_prepare.cu",
-            "hopper_invert.cu",
-        ]
+        kernels = ["hopper_gradients_copy.cu", "hopper_gradients.cu", "hopper_prepare.cu", "hopper_invert.cu"]
+        return ["hopper_tiles.cu", "hopper_strips.cu", "hopper_sums.cu", *kernels]
     kernels = ["hopper_query_gradient.cu"] if plan.gradient else ["hopper_forward.cu", "hopper_combine.cu"]
     return ["hopper_tiles.cu", "hopper_schedule.cu", "hopper_common.cu", *kernels]
 
@@ -306,7 +281,7 @@ def _products(plan: AnyPlan) -> list[str]:
         return [_logits(plan.columns, "bf16"), _outer(plan.columns, "bf16")]
     if isinstance(plan, GradientsPlan):
         sizes = sorted({plan.last_columns, *([plan.piece_rows] if plan.pieces > 1 else [])})
-        return [*(make(n, plan.half) for n in sizes for make in (_logits, _outer)), _stored(plan.half)]
+        return [*(make(n, plan.half) for n in sizes for make in (_logits, _outer)), _values(128, plan.half)]
     columns = {plan.last_columns, *([plan.piece_rows] if plan.pieces > 1 else [])}
     return [*(_logits(n, plan.half) for n in sorted(columns)), _values(plan.dim, plan.half)]
 

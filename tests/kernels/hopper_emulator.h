@@ -295,20 +295,6 @@ struct Values {
         }
     }
 };
-struct Stored {
-    static void multiply(float (&o)[64], u64 a, u64 b, int add) {
-        using namespace emulator;
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-        for (int i = 0; i < 64; i++) {
-            const u32 row = warp * 16 + lane / 4 + 8 * (i / 2 % 2), n = i / 4 * 8 + lane % 4 * 2 + i % 2;
-            float sum = add ? o[i] : 0.0f;
-            for (u32 k = 0; k < 16; k++)
-                sum += half_value(start_of(a) + row * 2 + k / 8 * stride_of(a) + k % 8 * 128) *
-                       half_value(start_of(b) + n / 64 * leading_of(b) + n % 64 * 2 + k / 8 * stride_of(b) + k % 8 * 128);
-            o[i] = sum;
-        }
-    }
-};
 template <int N> struct Outer {
     template <int M> static void multiply(float (&o)[M], u64 a, u64 b) {
         using namespace emulator;

@@ -91,7 +91,7 @@ int main() {
     gridDim.x = n[8] * n[9];
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++) emulator::run_program(1024, invert);
     gridDim.x = programs;
-    for (blockIdx.x = 0; blockIdx.x < programs; blockIdx.x++) emulator::run_program(THREADS, program);
+    for (blockIdx.x = 0; blockIdx.x < programs; blockIdx.x++) emulator::run_program(384, program);
     for (blockIdx.x = 0; blockIdx.x * 16 < count; blockIdx.x++) emulator::run_program(128, bring_home);
     fwrite(grad_q, 2, queries * 128, stdout);
     fwrite(grad_k.data(), 2, grad_k.size(), stdout);
