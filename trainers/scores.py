@@ -9,7 +9,7 @@ from torch import Tensor
 
 from decmem_env.conventions.poses import is_exact, is_near
 
-RECENT = 8  # frames whose view counts as still there, not as remembered
+from .data.splice import RECENT
 
 
 def psnr_per_frame(frames: Tensor, truth: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class Dreamer:
     def _still(self) -> NDArray[np.int64]:
         """Slots of walks that change no block: a dream of one that does shows the change before it is made."""
         source = self._source
-        return np.array([slot for slot in range(source.count) if not source._changes(slot).any()], np.int64)
+        return np.array([slot for slot in range(source.count) if not source.changes(slot).any()], np.int64)
 
     def _finish(self) -> None:
         source, length = self._source, self._source.length

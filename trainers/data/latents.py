@@ -91,6 +91,7 @@ class LatentPool:
         self.changed = torch.zeros((capacity, length, *latent_shape[1:]), dtype=torch.bool, device=renderer.device)
         self.actions = np.zeros((capacity, length, 25), np.float32)
         self.poses = np.zeros((capacity, length, 5))
+        self.views = np.zeros((capacity, length), np.int64)
         self.tables: list[NDArray[np.bool_]] = []
         self.count = self.added = 0
         self.allowance = 0.0
@@ -104,12 +105,13 @@ class LatentPool:
             self.latents[slot] = self.encode(frames[i]).to(self.latents.dtype)
             self.changed[slot] = False if changed is None else changed[i]
             self.actions[slot], self.poses[slot] = episodes.actions[i], episodes.poses[i]
+            self.views[slot] = view_numbers(episodes.poses[i])
             self.tables[slot : slot + 1] = [revisit_table(episodes.poses[i])]
             self.added += 1
         self.count = min(self.added, self.capacity)
         return frames.shape[0] * frames.shape[1]
 
-    def _changes(self, slot: int) -> NDArray[np.bool_]:
+    def changes(self, slot: int) -> NDArray[np.bool_]:
         """Frames of a trajectory whose action breaks or places."""
         return (self.actions[slot][:, [Action.ATTACK, Action.PLACE]] > 0.5).any(-1)
 
@@ -140,9 +142,9 @@ class LatentPool:
         self, slot: int, data: DataConfig, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Frame numbers and times of one clip of a trajectory."""
-        table, changes = self.tables[slot], self._changes(slot)
+        table, changes = self.tables[slot], self.changes(slot)
         if rng.random() < data.jumps:
-            index = jumping_clip(table, view_numbers(self.poses[slot]), data.frames, rng, changes)
+            index = jumping_clip(table, self.views[slot], data.frames, rng, changes)
             return index, jump_times(index, self.length, rng)
         index = sample_clip(table, self.length, data.frames, data.splice, rng, changes)
         return index, index

@@ -10,8 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from decmem_env.worlds.edited import stages
-
 from .stream import Episodes
 
 TRAINING_SEEDS = 7_000_000  # 0 .. this - 1
@@ -155,6 +153,8 @@ class EpisodeRenderer:
         A world is copied for every change of it: the GPU copies one in microseconds, and draws a whole trajectory at
         once in the time that it takes to start drawing a few frames.
         """
+        from decmem_env.worlds.edited import stages
+
         length = poses.shape[1]
         rows = []
         for row, made in enumerate(edits):
