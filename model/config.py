@@ -45,6 +45,8 @@ class ModelConfig:
         translation_scale: Blocks per unit of camera translation.
         vertical_fov: Degrees; intrinsics of the bundled world.
         marks_generated: Whether frames that the model generated itself carry a learnt mark in memory.
+        voxel_planes: Faces of voxels along each axis whose crossings every token is told (`voxel_rays`); 0: none, for
+            videos whose poses are not in blocks.
         action_dim: Entries of an action; those of a latent's frames are concatenated.
         text_tokens: Length of the fixed text context that cross-attention sees, 0 for no text (and no such layers).
         text_width: Channels of that context.
@@ -79,6 +81,7 @@ class ModelConfig:
     translation_scale: float = 16.0
     vertical_fov: float = 70.0
     marks_generated: bool = False
+    voxel_planes: int = 0
     action_dim: int = 25
     text_tokens: int = 0
     text_width: int = 4096
@@ -97,6 +100,11 @@ class ModelConfig:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}: expected one of {', '.join(known)}")
         if self.window < 0:
             raise ValueError(f"model.window is {self.window}: expected at least 0 (no local memory)")
+        if self.voxel_planes < 0 or (self.voxel_planes and isinstance(self.autoencoder, WanAutoencoderConfig)):
+            raise ValueError(
+                f"model.voxel_planes is {self.voxel_planes}: expected at least 0, and 0 for videos with several frames "
+                "in a latent"
+            )
         for name in ("width", "depth", "heads", "chunk", "top_k", "steps", "patch", "blocks_per_frame"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: expected at least 1")

@@ -59,6 +59,7 @@ class PassGraphs:
         actions: Tensor,
         keep: Tensor,
         generated: Tensor,
+        view: Tensor | None,
         times: tuple[float, ...],
         where: FrameMatrices | Positions,
         forced: list[BlockLists] | None = None,
@@ -68,8 +69,8 @@ class PassGraphs:
         streamer = self.streamer
         special = forced is not None or record is not None or streamer.watcher is not None
         if special or plan.working is not None or plan.output == plan.frames:
-            return streamer.run(plan, latents, actions, keep, generated, times, where, forced, record)
-        inputs = (self._in_buckets(plan), latents, actions, keep, generated, streamer.modulation(times), where)
+            return streamer.run(plan, latents, actions, keep, generated, view, times, where, forced, record)
+        inputs = (self._in_buckets(plan), latents, actions, keep, generated, view, streamer.modulation(times), where)
         key = _kind(inputs)
         if key not in self._graphs:
             self._graphs[key] = None
@@ -90,10 +91,10 @@ class PassGraphs:
 
     def _recorded(self, inputs: tuple[Any, ...], given: list[Tensor]) -> _Graph:
         buffers = [tensor.clone() for tensor in given]
-        plan, latents, actions, keep, generated, modulation, where = _filled(inputs, iter(buffers))
+        plan, latents, actions, keep, generated, view, modulation, where = _filled(inputs, iter(buffers))
 
         def again() -> Tensor:
-            velocity = self.streamer.compute(plan, latents, actions, keep, generated, modulation, where)
+            velocity = self.streamer.compute(plan, latents, actions, keep, generated, view, modulation, where)
             assert velocity is not None
             return velocity
 

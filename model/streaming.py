@@ -147,6 +147,7 @@ class Streamer:
         actions: Tensor,
         keep: Tensor,
         generated: Tensor,
+        view: Tensor | None,
         times: tuple[float, ...],
         where: FrameMatrices | Positions,
         forced: list[BlockLists] | None = None,
@@ -160,6 +161,7 @@ class Streamer:
             actions: [B, F, A].
             keep: bool [B, F], False drops the action.
             generated: bool [B, F], frames to commit that the model generated itself.
+            view: fp32 [B, F, 5] (`voxel_rays.views`), for models with `voxel_planes`.
             times: Flow time of each frame, equal in all rows.
             where: From `where`, of the B * F frames.
             forced: Per layer, retrieved blocks of the pass's frames (in blocks of the row's history) to use.
@@ -168,7 +170,8 @@ class Streamer:
         Returns:
             Velocity fp32 [B, F - output, C, h, w], or None where only commits were asked for.
         """
-        return self.compute(plan, latents, actions, keep, generated, self.modulation(times), where, forced, record)
+        vectors = self.modulation(times)
+        return self.compute(plan, latents, actions, keep, generated, view, vectors, where, forced, record)
 
     @torch.no_grad()
     def compute(
@@ -178,6 +181,7 @@ class Streamer:
         actions: Tensor,
         keep: Tensor,
         generated: Tensor,
+        view: Tensor | None,
         modulation: tuple[list[Tensor], Tensor],
         where: FrameMatrices | Positions,
         forced: list[BlockLists] | None = None,
@@ -185,7 +189,7 @@ class Streamer:
     ) -> Tensor | None:
         """`run`, with the vectors of `modulation` in place of the flow times."""
         vectors, head = modulation
-        x = self.model.tokens(latents, actions, keep, generated).float()
+        x = self.model.tokens(latents, actions, keep, generated, view).float()
         normed = self.point.modulated(x, vectors[0][0], vectors[0][1], self.dtype)
         last = len(self.layers) - 1
         if plan.working is not None:

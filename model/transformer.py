@@ -35,6 +35,7 @@ from .attention import (
 from .config import ModelConfig
 from .layers import CrossAttention, RMSNorm
 from .position import Positions, channel_order, positions, spatial_angles, token_order, transform
+from .voxel_rays import VoxelRays, crossings
 
 TIME_CHANNELS = 256
 ATTENTIONS = ("memory", "dense", "window")
@@ -231,6 +232,7 @@ class WorldTransformer(nn.Module):
         self.action = nn.Sequential(nn.Linear(config.action_channels, width), nn.SiLU(), nn.Linear(width, width))
         # Added to the tokens of clean frames that a model generated itself, so that memory tells seen from dreamed.
         self.generated = nn.Parameter(torch.zeros(width)) if config.marks_generated else None
+        self.voxel_rays = VoxelRays(config) if config.voxel_planes else None
         if config.layout == "wan":
             # What the pretrained backbone does not have begins without effect; so does the gate (`gate_init`).
             nn.init.zeros_(self.action[2].weight)  # type: ignore[arg-type]
@@ -258,12 +260,17 @@ class WorldTransformer(nn.Module):
     def compile_blocks(self) -> None:
         """Compile every block's teacher-forced pass (CUDA training; shapes must stay the same)."""
         self._run = [torch.compile(block, dynamic=False) for block in self.blocks]
+        if self.voxel_rays is not None:
+            self.voxel_rays.crossings = torch.compile(crossings, dynamic=False)
 
-    def tokens(self, latents: Tensor, actions: Tensor, action_mask: Tensor, generated: Tensor) -> Tensor:
+    def tokens(
+        self, latents: Tensor, actions: Tensor, action_mask: Tensor, generated: Tensor, view: Tensor | None = None
+    ) -> Tensor:
         """Embed latents [B, F, C, h, w] with their actions [B, F, A]: tokens [B, F, N, W], blocks contiguous.
 
         A dropped action (`action_mask` bool [B, F] False) adds exactly zero; clean frames of the model's own
-        (`generated` bool [B, F]) get its mark, where it has one.
+        (`generated` bool [B, F]) get its mark, where it has one. A model with `voxel_planes` needs `view`, fp32
+        [B, F, 5] (`voxel_rays.views`).
         """
         p = self.config.patch
         cells = latents.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # [B, F, C, rows, p, columns, p]
@@ -271,7 +278,12 @@ class WorldTransformer(nn.Module):
         embedded = self.action(actions) * action_mask[..., None]
         if self.generated is not None:
             embedded = embedded + generated[..., None] * self.generated
-        return self.patch(flat) + embedded[:, :, None]
+        tokens = self.patch(flat) + embedded[:, :, None]
+        if self.voxel_rays is None:
+            return tokens
+        if view is None:
+            raise ValueError("this model has voxel_planes: it needs the view of every frame (voxel_rays.views(poses))")
+        return tokens + self.voxel_rays(view, actions * action_mask[..., None])
 
     def embedded_text(self) -> Tensor | None:
         """The text that blocks attend to, [L, W]; None for models without."""
@@ -311,6 +323,7 @@ class WorldTransformer(nn.Module):
         *,
         action_mask: Tensor,
         generated: Tensor | None = None,
+        view: Tensor | None = None,
         attention: str = "memory",
         lists: list[BlockLists] | None = None,
         return_lists: bool = False,
@@ -328,6 +341,7 @@ class WorldTransformer(nn.Module):
             frame_index: int64 [B, T].
             action_mask: bool [B, T], False drops the action from the noisy half (the history keeps its own).
             generated: bool [B, T], frames of the history that the model generated itself; None: none.
+            view: fp32 [B, T, 5] of `voxel_rays.views`, for models with `voxel_planes`.
             attention: `memory` (SGM and ALM), `dense`, or `window` (ALM alone).
             lists: Retrieved blocks per layer, instead of the top k.
             return_lists: Also return them.
@@ -342,7 +356,8 @@ class WorldTransformer(nn.Module):
         keep = torch.cat([torch.ones_like(action_mask), action_mask], 1)
         nowhere = torch.zeros_like(action_mask)
         own = torch.cat([nowhere if generated is None else generated, nowhere], 1)
-        x = self.tokens(torch.cat([clean, noisy], 1), torch.cat([actions, actions], 1), keep, own).float()
+        both = None if view is None else torch.cat([view, view], 1)
+        x = self.tokens(torch.cat([clean, noisy], 1), torch.cat([actions, actions], 1), keep, own, both).float()
         embedded, time = self.time_vectors(torch.cat([clean_time, noisy_time], 1))
         twice = [torch.cat([t, t], 1) for t in (projective.float(), projective_inverse.float(), frame_index)]
         where = self.where(*twice)

@@ -29,6 +29,7 @@ from .streaming import Streamer
 from .upload import upload
 from .video_rate import to_latent_rate, video_frames
 from .video_stream import Decoder
+from .voxel_rays import views
 
 PREFILL = {"cpu": 16, "cuda": 64}  # frames that one pass of a prefill commits
 
@@ -309,7 +310,7 @@ class WorldModel:
         ]
         state = upload(torch.stack([frames.latents for frames in new]), self.device)
         times = [*flow.schedule(settings.steps, self.config.shift), 0.0]
-        prepared: dict[int, tuple[Plan, FrameMatrices | Positions, Tensor]] = {}
+        prepared: dict[int, tuple[Plan, FrameMatrices | Positions, Tensor, Tensor | None]] = {}
         forced = _forced(sessions, self.device)
         for number, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
             clean = commit if number == 0 else 0
@@ -320,8 +321,8 @@ class WorldModel:
                     for done, frames in zip(old, new, strict=True)
                 ]
                 plan = plan_pass(self.pool, rows, settings.memory, settings.top_k)
-                prepared[clean] = plan, self._where(parts, origins), self._actions(parts)
-            plan, where, actions = prepared[clean]
+                prepared[clean] = plan, self._where(parts, origins), self._actions(parts), self._view(parts)
+            plan, where, actions, view = prepared[clean]
             record: list[BlockLists] | None = [] if any(session.record_lists for session in sessions) else None
             latents = torch.cat([state] * branches, 1)
             if clean:
@@ -342,6 +343,7 @@ class WorldModel:
                 actions,
                 keep,
                 generated,
+                view,
                 (0.0,) * clean + (now,) * (chunk * branches),
                 where,
                 None if forced is None else [BlockLists(*(t[:, :, skip:] for t in lists)) for lists in forced],
@@ -361,6 +363,12 @@ class WorldModel:
     def _actions(self, parts: list[list[Pending]]) -> Tensor:
         rows = np.stack([np.concatenate([p.actions for p in row]) for row in parts])
         return upload(rows, self.device)
+
+    def _view(self, parts: list[list[Pending]]) -> Tensor | None:
+        """What the block grid sees of all frames of a pass, [n, F, 5], for models that are told."""
+        if not self.config.voxel_planes:
+            return None
+        return upload(views(np.stack([np.concatenate([p.poses for p in row]) for row in parts])), self.device)
 
     def _where(self, parts: list[list[Pending]], origins: list[NDArray[np.float64]]) -> FrameMatrices | Positions:
         """Position transforms of all frames of a pass, rows one after the other."""
@@ -406,6 +414,7 @@ class WorldModel:
                     self._actions([[piece]]),
                     torch.ones(1, count, dtype=torch.bool, device=self.device),
                     upload(piece.generated[None], self.device),
+                    self._view([[piece]]),
                     (0.0,) * count,
                     self._where([[piece]], [session.origin]),
                     lists,

@@ -155,7 +155,7 @@ def load_transformer_weights(folder: Path, model: nn.Module) -> bool:
     Where the autoencoder has more latent channels than the transformer was trained with, the layers at its two ends are
     widened (`widen_latents`). The gate exists in the gated fusion only, and dense stages do not train it: where the
     fusion changes between two stages, a gate in the file is left out and a gate without a file keeps its initial value.
-    So does the mark of generated frames (`marks_generated`).
+    So do the mark of generated frames (`marks_generated`) and the rays of the block grid (`voxel_planes`).
 
     Returns:
         Whether there was one.
@@ -170,8 +170,9 @@ def load_transformer_weights(folder: Path, model: nn.Module) -> bool:
         tensors, own = read_tensors(path), model.state_dict()
         kept = {n: t for n, t in tensors.items() if n in own or ".gate." not in n}
         fresh = {n: t for n, t in own.items() if n not in tensors and ".gate." in n}
-        if "generated" in own and "generated" not in tensors:
-            kept["generated"] = own["generated"]
+        for name in own:
+            if name == "generated" or name.startswith("voxel_rays."):
+                kept.setdefault(name, own[name])
         if len(kept) < len(tensors) or fresh:
             print(f"{path}: the fusion changed; gates start afresh", flush=True)
         widened = widen_latents(kept, {n: own[n] for n in _LATENT_LAYERS})

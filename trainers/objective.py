@@ -95,6 +95,7 @@ def run_model(model: Any, batch: ClipBatch, inputs: FlowInputs, attention: str) 
         batch.frame_index,
         action_mask=inputs.action_mask,
         generated=inputs.generated,
+        view=batch.view,
         attention=attention,
     )
 

@@ -135,7 +135,7 @@ def _hand(rng: Rng, grid: bool) -> Plan:
     """Break or place once or a few times, looking at the result in between."""
     plan: Plan = []
     entry = Action(rng.choice([Action.ATTACK, Action.PLACE], p=[0.45, 0.55]))  # places fail more often
-    for i in range(int(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1]))):
+    for i in range(int(rng.choice([1, 2, 3, 4], p=[0.5, 0.25, 0.15, 0.1]))):
         if i and rng.random() < 0.5:
             plan += _turn(rng, grid, float(rng.choice([-1, 1])) * 15.0)
         plan += [_act(entry), *[_act()] * int(rng.integers(0, 3))]

@@ -24,6 +24,8 @@ def random_checkpoint(base: str = "debug", **changes) -> Checkpoint:
         torch.manual_seed(3)
         transformer, autoencoder = WorldTransformer(config), TinyAutoencoder(config.autoencoder)
         nn.init.normal_(transformer.head.weight, std=0.1)
+        if transformer.voxel_rays is not None:
+            nn.init.normal_(transformer.voxel_rays.embed.weight, std=0.3)
         for block in transformer.blocks:
             if block.attention.gate is not None:
                 nn.init.normal_(block.attention.gate.weight, std=0.1)

@@ -131,8 +131,8 @@ def test_guidance_shares_the_history_and_drops_only_the_new_actions():
     model = bench.random_model("wan-debug", "cpu", torch.float32, 64)
     embed = model.transformer.tokens
 
-    def dropped(latents, given, keep, own):
-        return embed(latents, given, keep & (torch.arange(latents.shape[1]) < latents.shape[1] - 4), own)
+    def dropped(latents, given, keep, *rest):
+        return embed(latents, given, keep & (torch.arange(latents.shape[1]) < latents.shape[1] - 4), *rest)
 
     results = []
     for guidance, tokens in ((5.0, embed), (1.0, embed), (1.0, dropped)):

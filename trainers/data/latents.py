@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from decmem_env.model.voxel_rays import views
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class ClipBatch:
         projective_inverse: float32 [B, T, 4, 4].
         frame_index: int64 [B, T].
         poses: float64 [B, T, 5], on the CPU.
+        view: float32 [B, T, 5], what the block grid sees of them (`model.voxel_rays`).
         changed: bool [B, T, h, w], where blocks that a player broke or placed show; None: nowhere.
     """
 
@@ -39,6 +41,7 @@ class ClipBatch:
     projective_inverse: Tensor
     frame_index: Tensor
     poses: NDArray[np.float64]
+    view: Tensor
     changed: Tensor | None = None
 
 
@@ -61,6 +64,7 @@ def make_batch(
         move(inverse, torch.float32),
         move(frame_index, torch.int64),
         poses,
+        move(views(poses), torch.float32),
     )
 
 

@@ -1,0 +1,201 @@
+"""What every token knows of the block grid: where the ray through its centre crosses the faces of blocks.
+
+Positions reach attention as relative quantities only (`position`), so the network cannot tell where in a block the
+camera stands, nor which way it faces. But worlds of blocks are aligned: every face lies at a whole coordinate, its
+texture begins there, its shade depends on the compass, and the block that a player breaks or places is a cell of that
+grid. Here each token is given, for the ray through its centre, the world direction, the eye's place within its block,
+and for the next `planes` faces along each axis how near the crossing is and where it lies within its block. Where the
+player breaks or places, each token is also given the share of it that the cell would cover, for each face that the
+hand may meet. Ray maps of cameras are common (Light Field Networks, arXiv 2106.02634; CameraCtrl, arXiv 2404.02101);
+the crossings are ours.
+
+The features depend on poses and actions alone, never on what the world holds: which face is really there, the network
+has to know.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from ..conventions.actions import Action
+from ..conventions.poses import EYE_HEIGHT
+from .config import ModelConfig
+from .position import token_order
+
+VIEW_CHANNELS = 5
+HANDS = (Action.ATTACK, Action.PLACE)
+REACH = 5.0  # blocks from the eye, as in the game
+_NEAR = 3.0  # blocks at which the nearness of a crossing is one half
+_PROBES = 4  # rays through a token, each way, that measure how much of it a cell covers
+
+
+def views(poses: ArrayLike) -> NDArray[np.float32]:
+    """The part of poses that the grid of blocks sees.
+
+    Args:
+        poses: float64 [..., 5], x, y, z of the feet in blocks, pitch and yaw in degrees.
+
+    Returns:
+        float32 [..., 5]: the eye's x, y, z modulo one block, pitch and yaw in radians.
+    """
+    array = np.array(poses, np.float64)
+    array[..., 1] += EYE_HEIGHT
+    array[..., :3] -= np.floor(array[..., :3])
+    array[..., 3:] = np.radians(array[..., 3:])
+    return array.astype(np.float32)
+
+
+def feature_count(planes: int) -> int:
+    """Channels of a token: direction, eye, five for each face; and for each face the cells behind and before it."""
+    return 3 + 6 + 3 * planes * (5 + len(HANDS))
+
+
+def token_rays(config: ModelConfig, probes: int = 1) -> Tensor:
+    """Rays through tokens in the camera's axes: right, up, forward = 1.
+
+    Args:
+        config: Sizes.
+        probes: Rays through a token, each way, evenly spread.
+
+    Returns:
+        fp32 [N, probes * probes, 3], tokens in storage order.
+    """
+    rows, columns = config.grid
+    order = token_order(config)
+    up = math.tan(math.radians(config.vertical_fov) / 2.0)
+    right = up * config.frame_width / config.height
+    inside = (torch.arange(probes, dtype=torch.float64) + 0.5) / probes
+    x = 2.0 * ((order % columns)[:, None, None] + inside) / columns - 1.0
+    y = 1.0 - 2.0 * ((order // columns)[:, None, None] + inside[:, None]) / rows
+    x, y = torch.broadcast_tensors(right * x, up * y)
+    return torch.stack([x, y, torch.ones_like(x)], -1).flatten(1, 2).float()
+
+
+def camera_axes(view: Tensor) -> Tensor:
+    """Image right, image up and forward in world axes, [..., 3, 3] of views [..., 5]."""
+    pitch, yaw = view[..., 3], view[..., 4]
+    cp, sp, cy, sy = pitch.cos(), pitch.sin(), yaw.cos(), yaw.sin()
+    rows = ((-cy, torch.zeros_like(cp), -sy), (-sy * sp, cp, cy * sp), (-sy * cp, -sp, cy * cp))
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def _distances(eye: Tensor, direction: Tensor, planes: int) -> Tensor:
+    """Along a ray from `eye` (modulo one), to the next faces of each axis: [..., 3] each to [..., 3, planes]."""
+    gap = torch.where(direction > 0, 1.0 - eye, eye)
+    count = torch.arange(planes, device=eye.device, dtype=eye.dtype)
+    return (gap[..., None] + count) / direction.abs().clamp_min(1e-6)[..., None]
+
+
+def crossings(view: Tensor, rays: Tensor, planes: int, width: float) -> Tensor:
+    """Features of every token.
+
+    Args:
+        view: fp32 [..., 5], from `views`.
+        rays: fp32 [N, 3], from `token_rays`.
+        planes: Faces along each axis.
+        width: Angle that a token covers, radians: crossings over which it sweeps many blocks fade.
+
+    Returns:
+        fp32 [..., N, 9 + 15 * planes], all within [-1, 1].
+    """
+    eye = view[..., None, :3]
+    direction = torch.nn.functional.normalize(rays @ camera_axes(view), dim=-1)  # [..., N, 3]
+    distance = _distances(eye, direction, planes)
+    point = eye[..., None, None, :] + distance[..., None] * direction[..., None, None, :]
+    # The two other axes of each face: y, z for x; z, x for y; x, y for z.
+    across = torch.stack([torch.roll(point[..., axis, :, :], -axis - 1, -1)[..., :2] for axis in range(3)], -3)
+    slope = direction.abs().clamp_min(1e-6)[..., None]
+    fade = 1.0 / (1.0 + (0.5 * width * distance / slope).square())
+    angle = 2.0 * math.pi * (across - across.floor())
+    phase = torch.cat([angle.sin(), angle.cos()], -1) * fade[..., None]
+    nearness = _NEAR / (_NEAR + distance)
+    where = 2.0 * math.pi * eye.expand_as(direction)
+    faces = torch.cat([phase, nearness[..., None]], -1).flatten(-3)
+    return torch.cat([direction, where.sin(), where.cos(), faces], -1)
+
+
+def hand_cells(view: Tensor, probes: Tensor, planes: int) -> Tensor:
+    """How much of each token the cells cover that a hand may change.
+
+    The hand follows the ray through the middle of the picture to the first face of something solid, within `REACH`:
+    it breaks the cell behind that face, or places into the cell before it. What is solid is not known here, so every
+    face that the ray crosses counts.
+
+    Args:
+        view: fp32 [m, 5], from `views`.
+        probes: fp32 [N, P, 3], from `token_rays`.
+        planes: Faces along each axis.
+
+    Returns:
+        fp32 [m, N, 2, 3 * planes], shares of the token's rays that meet the cell behind and the cell before each face.
+    """
+    axes, eye = camera_axes(view), view[:, :3]
+    forward = axes[:, 2]
+    distance = _distances(eye, forward, planes)  # [m, 3, planes]
+    point = eye[:, None, None] + distance[..., None] * forward[:, None, None]
+    ahead = (forward > 0).to(view.dtype)[:, None]  # [m, 1, 3]
+    faces = []
+    for axis in range(3):
+        cell = point[:, axis].floor()
+        # The crossed face lies at a whole number, up to rounding.
+        cell[..., axis] = point[:, axis, :, axis].round() - 1.0 + ahead[..., axis]
+        before = cell.clone()
+        before[..., axis] += 1.0 - 2.0 * ahead[..., axis]
+        faces.append(torch.stack([cell, before], 1))
+    low = torch.cat(faces, 2) - eye[:, None, None]  # [m, 2, 3 * planes, 3]
+    rays = torch.einsum("npc,mcw->mnpw", probes, axes)[:, :, :, None, None]
+    rays = torch.where(rays.abs() < 1e-6, 1e-6, rays)
+    first, second = low[:, None, None] / rays, (low[:, None, None] + 1.0) / rays
+    enter, leave = torch.minimum(first, second).amax(-1), torch.maximum(first, second).amin(-1)
+    share = (leave > enter.clamp_min(0.0)).to(view.dtype).mean(2)
+    return share * (distance.flatten(1) <= REACH)[:, None, None]
+
+
+class VoxelRays(nn.Module):
+    """Embeds the features; starts without effect.
+
+    Args:
+        config: `voxel_planes` faces along each axis.
+    """
+
+    rays: Tensor
+    probes: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.planes = config.voxel_planes
+        self.crossings = crossings  # compiled for training
+        self.width = math.radians(config.vertical_fov) / config.grid[0]
+        self.register_buffer("rays", token_rays(config)[:, 0], persistent=False)
+        self.register_buffer("probes", token_rays(config, _PROBES), persistent=False)
+        self.embed = nn.Linear(feature_count(self.planes), config.width)
+        nn.init.zeros_(self.embed.weight)
+        nn.init.zeros_(self.embed.bias)
+
+    def features(self, view: Tensor, actions: Tensor) -> Tensor:
+        """Features fp32 [B, F, N, feature_count] of views [B, F, 5] and actions [B, F, 25] (zeros where dropped)."""
+        rays = self.crossings(view, self.rays, self.planes, self.width)
+        hands = actions[..., list(HANDS)].float()
+        used = (hands > 0.5).any(-1)
+        if used.is_cuda and torch.cuda.is_current_stream_capturing():
+            cells = self._cells(view.flatten(0, 1), hands.flatten(0, 1)).view(*rays.shape[:3], -1)
+        else:
+            cells = rays.new_zeros(*rays.shape[:3], len(HANDS) * 3 * self.planes)
+            if used.any():  # few frames, so the others are spared; a graph cannot ask which
+                cells[used] = self._cells(view[used], hands[used])
+        return torch.cat([rays, cells], -1)
+
+    def _cells(self, view: Tensor, hands: Tensor) -> Tensor:
+        """`hand_cells` of views [m, 5] times what each hand does [m, 2]: [m, N, 6 * planes]."""
+        return (hand_cells(view, self.probes, self.planes) * hands[:, None, :, None]).flatten(2)
+
+    def forward(self, view: Tensor, actions: Tensor) -> Tensor:
+        """Embed views fp32 [B, F, 5] (`views`) and actions [B, F, 25] for each token: [B, F, N, W]."""
+        with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
+            features = self.features(view, actions)
+        return self.embed(features)  # type: ignore[no-any-return]
