@@ -1,4 +1,9 @@
-"""Is a block still broken or placed after a while out of sight? Scored in the block's own pixels."""
+"""Is a block still broken or placed after a while out of sight? Scored in the block's own pixels.
+
+The same question in the frame of the edit itself, `right_at_once`, comes from the same rollout and tells an edit that
+was lost on the way back from one that was never made. It is asked of the edits whose return is scored, where the edit
+changes at least `MINIMUM_PIXELS` in its own frame, and of the pixels that it changes there.
+"""
 
 from __future__ import annotations
 
@@ -277,12 +282,17 @@ def _strip(
 
 
 def edit_records(outcome: EditOutcome, *, device: str, command: str | None = None) -> list[Record]:
-    """Share of right returns in percent for every row and kind; the bar holds for the main row."""
+    """Share of right returns in percent for every row and kind; the bar holds for the main row.
+
+    The details hold the share of edits right in their own frame too (`right_at_once_percent`, with its 95 % interval
+    over worlds) and of how many edits it is the share (`right_at_once_edits`).
+    """
     found = []
     for row, table in outcome.returns.items():
         for number, kind in enumerate(KINDS):
             part = table.select(table.kind == number)
             share = metrics.bootstrap(100.0 * part.right, part.world)
+            once = metrics.bootstrap(100.0 * part.right_at_once, part.world)
             moved = float(part.moved.mean()) if len(part) else float("nan")
             main = row == outcome.main
             item = record(
@@ -301,6 +311,9 @@ def edit_records(outcome: EditOutcome, *, device: str, command: str | None = Non
                     "valid": moved >= GATE_SHARE,
                     "moved": moved,
                     "right_at_once_percent": _percent(part.right_at_once),
+                    "right_at_once_low": once.low if once.count else None,
+                    "right_at_once_high": once.high if once.count else None,
+                    "right_at_once_edits": once.count,
                     "right_in_all_return_frames_percent": _percent(part.right_frames),
                     "right_if_right_at_once_percent": _percent(part.right[part.right_at_once == 1]),
                     "exact_return_percent": _percent(part.right[~part.near]),
@@ -327,8 +340,8 @@ def _percent(values: NDArray[Any]) -> float | None:
 
 
 def edit_table(records: Sequence[Record]) -> str:
-    """The figures for a terminal."""
-    heads = f"{'right':>7}{'95 %':>15}{'at once':>9}{'PSNR':>7}{'returns':>9}{'worlds':>8}{'moved':>7}"
+    """The figures for a terminal; `edits` counts the edits that `at once` is the share of."""
+    heads = f"{'right':>7}{'95 %':>15}{'at once':>9}{'PSNR':>7}{'returns':>9}{'worlds':>8}{'moved':>7}{'edits':>7}"
     lines = [f"{'edit':8}{'row':20}{heads}"]
     for item in records:
         _, kind, row, _ = item["name"].split(".")
@@ -340,6 +353,7 @@ def edit_table(records: Sequence[Record]) -> str:
         note = "" if details["valid"] else "  not valid: fails the movement gate"
         lines.append(
             f"{kind:8}{row:20}{item['value']:7.1f}{spread:>15}{once:>9}{details['psnr_db']:7.1f}"
-            f"{details['frames']:9d}{details['worlds']:8d}{details['moved']:>7.0%}{note}"
+            f"{details['frames']:9d}{details['worlds']:8d}{details['moved']:>7.0%}"
+            f"{details['right_at_once_edits']:7d}{note}"
         )
     return "\n".join(lines)

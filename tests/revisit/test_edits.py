@@ -9,9 +9,10 @@ import torch
 from decmem_env.conventions.actions import Action
 from decmem_env.conventions.poses import is_exact, is_near
 from decmem_env.revisit import Contender
-from decmem_env.revisit.edit_scripts import KINDS, UNSEEN, build_edit_scripts
+from decmem_env.revisit.edit_scripts import KINDS, UNSEEN, EditScript, build_edit_scripts
 from decmem_env.revisit.edit_sheet import edit_sheet
-from decmem_env.revisit.edits import EditTruth, edit_records, edit_table, evaluate_edits
+from decmem_env.revisit.edits import MINIMUM_PIXELS, EditTruth, _score, edit_records, edit_table, evaluate_edits
+from decmem_env.revisit.scripts import Script
 from decmem_env.worlds import Renderer, Simulator, generate_world
 from decmem_env.worlds.blocks import AIR, PLACED
 
@@ -128,3 +129,40 @@ def test_a_frozen_camera_is_refused(world, scripts, renderer, truth):
     item = found["edits.place.memory.right_percent"]
     assert item["details"]["moved"] == 0.0 and not item["details"]["valid"]
     assert "not valid" in edit_table(list(found.values()))
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_at_once_is_the_frame_of_the_edit_and_no_other(world, scripts, renderer, truth, made):
+    frames, other = (truth.plain, truth.rgb) if made else (truth.rgb, truth.plain)
+    frames = frames.clone()
+    for row, item in enumerate(scripts):
+        frames[row, item.time] = other[row, item.time]
+    outcome, found = run(world, scripts, renderer, frames)
+    table = outcome.returns["memory"]
+    for number, kind in enumerate(KINDS):
+        item = found[f"edits.{kind}.memory.right_percent"]
+        rows = table.script[table.kind == number]
+        enough = sum(int(truth.changed[i, scripts[i].time].sum()) >= MINIMUM_PIXELS for i in rows)
+        assert item["value"] == (0.0 if made else 100.0), "the return is scored as ever"
+        assert item["details"]["right_at_once_edits"] == enough > 0
+        for name in ("percent", "low", "high"):
+            assert item["details"][f"right_at_once_{name}"] == (100.0 if made else 0.0)
+
+
+@pytest.mark.parametrize("pixels", [MINIMUM_PIXELS - 1, MINIMUM_PIXELS])
+def test_at_once_looks_at_the_pixels_of_the_edit_not_of_the_return(pixels):
+    # Eight frames, two of them observed: the edit shows in the upper half of frame 3 and the lower half of frame 6.
+    plain = torch.zeros(1, 8, 16, 10, 3, dtype=torch.uint8)
+    changed = torch.zeros(plain.shape[:-1], dtype=torch.bool)
+    changed[0, 3].view(-1)[:pixels] = True
+    changed[0, 6, 8:] = True
+    rgb = plain + 200 * changed[..., None].byte()
+    poses = np.zeros((8, 5))
+    script = Script("break", 7, True, 2, np.zeros((8, 25), np.float32), poses, 1)
+    item = EditScript(script, np.array([[3, 0, 0, 0, AIR]], np.int32), 6, near=False)
+    dream = plain[0, 2:].clone()
+    dream[3 - 2] = rgb[0, 3]
+    dream[3 - 2, 8:] = 255  # where the return will be looked at
+    found = _score(0, item, SimpleNamespace(rgb=rgb, plain=plain, changed=changed), 0, np.array([4, 5]), dream[None])
+    assert not found.right[0]
+    np.testing.assert_equal(found.right_at_once, [1.0 if pixels == MINIMUM_PIXELS else np.nan])
