@@ -91,7 +91,7 @@ class Session:
         self.generator = torch.Generator().manual_seed(self.seed)
         self.pending: Pending | None = None
         # `video` stands before the pending chunk until `shown` holds its frames, and behind it from then on.
-        self.video = model.autoencoder.stream(model.decoder)
+        self.video = model.autoencoder.stream(model.decoder or model.own_decoder)
         self.shown: Tensor | None = None
         self.encoded = 0  # latent frames that `video` has encoded
         self.origin: NDArray[np.float64] | None = None

@@ -100,15 +100,17 @@ class Streamer:
 
     Args:
         model: fp32 weights on the pool's device; its blocks may lie on another.
-        pool: Pages; its dtype is also that of the products.
+        pool: Pages; its dtype is also that of queries.
+        products: Dtype of the products with weights; the pool's by default.
     """
 
-    def __init__(self, model: WorldTransformer, pool: PagePool) -> None:
+    def __init__(self, model: WorldTransformer, pool: PagePool, products: torch.dtype | None = None) -> None:
         self.model, self.pool, self.config = model, pool, model.config
         self.dtype = pool.dtype
+        self.products = products or pool.dtype
         with torch.no_grad():
             text = model.embedded_text()
-            self.layers = [_Layer(block, pool.device, self.dtype, text) for block in model.blocks]  # type: ignore[arg-type]
+            self.layers = [_Layer(block, pool.device, self.products, text) for block in model.blocks]  # type: ignore[arg-type]
         wan = self.config.layout == "wan"
         self.tables = None if wan else patch_tables(self.config, model.spatial)
         self.fused = wan and has_kernel(pool.device, self.config.head_dim)
@@ -190,7 +192,7 @@ class Streamer:
         """`run`, with the vectors of `modulation` in place of the flow times."""
         vectors, head = modulation
         x = self.model.tokens(latents, actions, keep, generated, view).float()
-        normed = self.point.modulated(x, vectors[0][0], vectors[0][1], self.dtype)
+        normed = self.point.modulated(x, vectors[0][0], vectors[0][1], self.products)
         last = len(self.layers) - 1
         if plan.working is not None:
             if self.watcher is not None:
@@ -202,7 +204,7 @@ class Streamer:
             start = plan.output if index == last else 0
             lists = forced[index] if forced is not None else None
             after = head if index == last else vectors[index + 1]
-            then = _Next(after[0], after[1], torch.float32 if index == last else self.dtype)
+            then = _Next(after[0], after[1], torch.float32 if index == last else self.products)
             x, normed = self._layer(index, layer, x, normed, vectors[index], then, where, plan, start, lists, record)
         if plan.output == plan.frames:
             return None
@@ -282,12 +284,12 @@ class Streamer:
             merged = point.decode(local, retrieved, gate, rows, cfg)
         else:
             merged = self._decode(local, retrieved, gate, where, frames - start, start)
-        change = F.linear(merged.to(self.dtype), *layer.out)
+        change = F.linear(merged.to(self.products), *layer.out)
         if layer.cross is None:
-            x, normed = point.residual_modulated(x[:, start:], gate1, change, shift2, scale2, self.dtype)
+            x, normed = point.residual_modulated(x[:, start:], gate1, change, shift2, scale2, self.products)
         else:
             x = layer.attend_text(point.residual(x[:, start:], gate1, change))
-            normed = point.modulated(x, shift2, scale2, self.dtype)
+            normed = point.modulated(x, shift2, scale2, self.products)
         change = F.linear(point.up(normed, *layer.up), *layer.down)
         return point.residual_modulated(x, gate2, change, then.shift[:, start:], then.scale[:, start:], then.dtype)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from .memory_layout import CPU_MEMORY
 from .pass_graphs import PassGraphs
 from .passes import MODES, Plan, Row, plan_pass
 from .position import FrameMatrices, Positions
+from .products import cpu_products
 from .session import Pending, Session, Settings
 from .snapshot import Snapshot
 from .streaming import Streamer
@@ -42,6 +44,7 @@ class WorldModel:
         autoencoder: Frames to latents and back.
         pose_predictor: Tells from latents where walls are, for poses from the model; None where there is none.
         decoder: Shows frames instead of the autoencoder's own, in sessions that start from now on (`taehv`).
+        own_decoder: The autoencoder, or a copy in the dtype of the products: what shows frames without `decoder`.
         device: Where it runs.
         name: Of the checkpoint.
         sha256: Of the checkpoint.
@@ -58,6 +61,7 @@ class WorldModel:
         memory_budget: int | None = None,
         memory_dtype: str | None = None,
         host_budget: int | None = None,
+        products: torch.dtype | None = None,
     ) -> None:
         self.config, self.name, self.sha256 = loaded.config, loaded.name, loaded.sha256
         self.transformer, self.autoencoder = loaded.transformer, loaded.autoencoder
@@ -71,11 +75,14 @@ class WorldModel:
             torch.cuda.empty_cache()
         self.pool = PagePool(self.config, device, dtype, memory_budget, memory_dtype, host_budget)
         self.lock = self.pool.lock
-        self.streamer = Streamer(self.transformer, self.pool)
+        self.streamer = Streamer(self.transformer, self.pool, products)
+        self.own_decoder: Any = self.autoencoder
+        if products not in (None, dtype):
+            self.own_decoder = copy.deepcopy(self.autoencoder).to(products)
         self.graphs: PassGraphs | None = None
         self.frames_per_step = self.config.chunk * self.config.frames_per_latent
         backend = "cpu" if device.type == "cpu" else "triton"
-        self.kernel = f"{device.type}/{str(dtype).removeprefix('torch.')}/{backend}"
+        self.kernel = f"{device.type}/{str(products or dtype).removeprefix('torch.')}/{backend}"
         self.kernel += "" if self.pool.memory_dtype is None else f"/{self.pool.memory_dtype}"
         self._intrinsics = normalised_intrinsics(self.config.height, self.config.frame_width, self.config.vertical_fov)
 
@@ -96,7 +103,8 @@ class WorldModel:
             name: `tiny`, a checkpoint folder, a hub id, or a size with random weights: `debug`,
                 `wan-1.3b`, `wan-debug`.
             device: `cpu`, `cuda`, ...
-            dtype: Of the products: fp32 on the CPU, fp16 on CUDA by default.
+            dtype: Of the products: by default fp16 on CUDA, fp32 on the CPU, where those with weights and decoding are
+                in bf16 if the processor has it (`products`; not with `memory_dtype="float32"`, nor in Wan's layout).
             memory_budget: Bytes of memory for all sessions; 2 GiB on the CPU and 8 GiB (at most half of
                 what is free) on CUDA by default. All of it is reserved at once.
             memory_dtype: Of keys and values, by default fp16 (`dtype` where that is not fp32 on the CPU); `float32` on
@@ -114,11 +122,16 @@ class WorldModel:
             raise ValueError(f"device {device}: this torch sees no CUDA device; use device='cpu'")
         if place.type == "cuda" and place.index is None:
             place = torch.device("cuda", torch.cuda.current_device())
+        free = dtype is None and memory_dtype != "float32"
         if dtype is None:
             dtype = torch.float16 if place.type == "cuda" else torch.float32
         if memory_dtype is None and place.type == "cpu" and dtype == torch.float32:
             memory_dtype = CPU_MEMORY
-        return cls(checkpoint.load(str(name), place), place, dtype, memory_budget, memory_dtype, host_budget)
+        loaded = checkpoint.load(str(name), place)
+        products = None
+        if free and place.type == "cpu" and loaded.config.layout == "split":
+            products = cpu_products()
+        return cls(loaded, place, dtype, memory_budget, memory_dtype, host_budget, products)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the checkpoint, weights in fp16; all of it or nothing."""
@@ -218,7 +231,7 @@ class WorldModel:
         if self.autoencoder.reach or self.decoder is not None:
             return torch.stack([session.show() for session in sessions])
         latents = torch.cat([session.pending.latents for session in sessions if session.pending is not None])
-        return self.autoencoder.decode(latents).unflatten(0, (len(sessions), -1))
+        return self.own_decoder.decode(latents).unflatten(0, (len(sessions), -1))
 
     def _check(
         self, sessions: list[Session], actions: ArrayLike, poses: ArrayLike
