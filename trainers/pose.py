@@ -23,8 +23,10 @@ from decmem_env.model.pose_predictor import (
     all_columns,
     around,
     bounded,
+    load_pose,
     save_pose,
 )
+from decmem_env.model.weight_files import CheckpointError
 from torch import Tensor, nn
 
 from .config import ConfigError, TrainConfig
@@ -33,7 +35,7 @@ from .data.sources import open_stream
 from .data.surroundings import Followers, SurroundingsBatch, SurroundingsPool, joined
 from .data.voxel import EpisodeRenderer
 from .distributed import Ranks
-from .files import replacing_folder
+from .files import StateError, replacing_folder
 from .models import TRANSFORMER, find_export, load_autoencoder
 from .precision import autocast_of
 from .profiling import Profile
@@ -69,11 +71,12 @@ class PoseTask:
     Args:
         config: Resolved settings.
         ranks: This process.
-        init: Folder of a checkpoint, export or run whose latents are to be read.
+        init: Folder of a checkpoint, export or run whose latents are to be read; its reader, if any, is trained on.
         profile: Section timer.
 
     Raises:
         ConfigError: No `init`, or settings that do not fit.
+        StateError: The reader in `init` is damaged or reads other latents.
     """
 
     adversary = None
@@ -93,7 +96,11 @@ class PoseTask:
         if device.type == "cuda":
             self.codec = self.codec.half()
         size = self.codec.config
-        self.model = PosePredictor(PoseConfig(*size.latent_shape)).to(device)
+        try:
+            reader = load_pose(self.folder, size.latent_shape) or PosePredictor(PoseConfig(*size.latent_shape))
+        except CheckpointError as error:
+            raise StateError(f"--init {init}: {error}") from None
+        self.model = reader.train().requires_grad_(True).to(device)
         self.module: nn.Module = self.model
         self.renderer = EpisodeRenderer(size.height, size.width, device)
         self.frames_per_step = config.data.batch * config.data.frames * ranks.size

@@ -9,6 +9,7 @@ from decmem_env.trainers.config import ConfigError, load_config
 from decmem_env.trainers.curves import read_log
 from decmem_env.trainers.data.surroundings import Followers, SurroundingsBatch, split_poses, surroundings
 from decmem_env.trainers.distributed import Ranks
+from decmem_env.trainers.files import StateError
 from decmem_env.trainers.pose import PoseTask, disturbed, forget, surface_weight
 from decmem_env.trainers.profiling import Profile
 
@@ -123,6 +124,13 @@ def test_stage_learns_and_exports(runs, tmp_path):
     assert names == {"autoencoder.safetensors", "config.json", "pose.safetensors", "transformer.safetensors"}
     model = load_pose(tmp_path / "export", (8, 6, 10))
     assert model is not None and model.config.latent_channels == 8
+    further = PoseTask(load_config("debug_pose", {}), Ranks("cpu"), str(tmp_path), Profile(torch.device("cpu")))
+    for name, tensor in further.model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    assert further.model.training and all(one.requires_grad for one in further.model.parameters())
+    (tmp_path / "export" / "pose.safetensors").write_bytes(b"nothing")
+    with pytest.raises(StateError, match="damaged"):
+        PoseTask(further.config, Ranks("cpu"), str(tmp_path), Profile(torch.device("cpu")))
 
 
 def test_walks_are_dreamed_anew(runs):
