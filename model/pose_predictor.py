@@ -338,8 +338,13 @@ def _spread(part: Tensor) -> Tensor:
 
 
 def bounded(logits: Tensor) -> Tensor:
-    """Logits as a map holds them: within +- `LARGEST`. Apart from `update`, or cells at a bound would never learn."""
-    return logits.clamp(-LARGEST, LARGEST)
+    """Logits as a map holds them: of mean 0, each at most 1.5 `LARGEST` behind the first, and so within +- `LARGEST`.
+
+    Bounding each by itself would make the first two equal wherever the third is far behind them. Apart from `update`,
+    or cells at a bound would never learn.
+    """
+    behind = (logits - logits.amax(-1, keepdim=True)).clamp_min(-1.5 * LARGEST)
+    return behind - behind.mean(-1, keepdim=True)
 
 
 def around(columns: Tensor, angles: Tensor) -> Tensor:

@@ -122,6 +122,16 @@ def test_a_map_stays_within_bounds_and_sees_the_frame(predictor):
     assert torch.equal(other[hidden], seen[hidden]) and not torch.isclose(other[~hidden], seen[~hidden]).all(-1).any()
 
 
+def test_a_map_keeps_which_kind_leads():
+    logits = torch.tensor([[8.0, 11.0, -19.0], [0.2, 0.1, -0.3], [40.0, -20.0, -20.0], [0.0, 0.0, 0.0]])
+    kept = bounded(logits)
+    assert torch.equal(kept.argmax(-1)[:3], logits.argmax(-1)[:3]) and kept.abs().max() <= LARGEST
+    torch.testing.assert_close(kept.mean(-1), torch.zeros(4))
+    first, second, _ = kept.sort(descending=True).values.unbind(-1)
+    torch.testing.assert_close(first - second, torch.tensor([3.0, 0.1, 1.5 * LARGEST, 0.0]))
+    torch.testing.assert_close(bounded(kept), kept)
+
+
 def test_shown_is_what_reaches_into_the_picture(predictor):
     rng = np.random.default_rng(1)
     inner = rng.uniform(0, 1, (4, 3))
