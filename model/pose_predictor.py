@@ -42,7 +42,7 @@ _BESIDE = 1  # columns this near are asked about even out of sight: the player t
 _MARGIN = 1.1  # half widths of the picture within which a column counts as in sight
 _ATTRIBUTES = 14
 _UNDECIDED = 1.0  # lead of a logit; cells with less may be guessed at without being shown
-_SLIVER = 0.05  # blocks; cells that reach less into the picture are not shown
+_SLIVER = 0.25  # blocks; cells that reach less into the picture are not shown
 _GEOMETRY = 17
 _HEIGHTS = 2 * LAYERS + 1  # where a column's axis looks into the picture: floors, middles, and the last ceiling
 _SPOTS = 5  # where each cell looks into the part of the picture that it covers
@@ -221,7 +221,11 @@ class PosePredictor(nn.Module):
         return self.column(torch.cat([self.cell(cells).flatten(2), attributes.to(found), body.to(found)], -1))
 
     def shown(self, columns: Tensor, inner: Tensor, angles: Tensor) -> Tensor:
-        """Cells of which a part lies within the picture, hidden by others or not, bool [n, Q, LAYERS]; as `sight`."""
+        """Cells that reach into the picture, hidden by others or not, bool [n, Q, LAYERS]; arguments as for `sight`.
+
+        A corner does not count: what is seen around it is mostly something else, and a ceiling that was known was taken
+        for sky under its edge.
+        """
         dx, dz = (columns.to(inner.dtype) + 0.5 - inner[:, None, ::2]).unbind(-1)
         layers = torch.arange(-BELOW, ABOVE + 1, device=inner.device, dtype=inner.dtype)
         dy = layers + 0.5 - inner[:, 1:2] - EYE_HEIGHT
@@ -233,6 +237,7 @@ class PosePredictor(nn.Module):
         wide = high * self.config.latent_width / self.config.latent_height
         within = torch.ones(*columns.shape[:2], LAYERS, dtype=torch.bool, device=inner.device)
         for side in (ahead, wide * ahead + right, wide * ahead - right, high * ahead + up, high * ahead - up):
+            side = F.normalize(side, dim=-1)
             x, y, z = side[:, None].unbind(-1)  # the picture's pyramid lies to the side that this normal points to
             middle = (dx * x + dz * z)[..., None] + (dy * y)[:, None]
             within &= middle + 0.5 * side.abs().sum(-1)[:, None, None] > _SLIVER

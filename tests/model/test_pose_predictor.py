@@ -144,9 +144,13 @@ def test_shown_is_what_reaches_into_the_picture(predictor):
     edge = np.tan(np.radians(35))
     for camera, found in zip(camera_to_world(np.concatenate([inner, angles], 1)), shown, strict=True):
         left, up, forward = np.moveaxis((points - camera[:3, 3]) @ camera[:3, :3], -1, 0)
-        inside = (forward > 0) & (np.abs(up) < edge * forward) & (np.abs(left) < edge / 0.6 * forward)
-        assert found[inside.mean(1) > 0.15].all()  # a sliver may be missed
-        assert (found & ~inside.any(1)).mean() < 0.03  # and a cell outside be taken for one that a corner holds in
+        wide = edge / 0.6
+        high_sides = [(edge * forward + sign * up) / np.hypot(edge, 1) for sign in (-1, 1)]
+        sides = [forward, *high_sides, *((wide * forward + sign * left) / np.hypot(wide, 1) for sign in (-1, 1))]
+        reach = np.stack(sides, -1)  # of each point into the picture's pyramid from each of its sides, in blocks
+        assert found[(reach.min(-1) > 0.25).any(1)].all()
+        assert not found[(reach.max(1) < 0.2).any(1)].any()  # a corner is not enough
+        assert (found & ~(reach > 0).all(-1).any(1)).mean() < 0.03  # an edge of the pyramid may pass by a cell
 
 
 def test_what_is_not_shown_stays_known(predictor):
