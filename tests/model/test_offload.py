@@ -237,7 +237,9 @@ def test_a_budget_is_too_small_only_for_a_window():
 def test_16_bits_are_the_default_on_the_cpu():
     walk, runs = make_walk(60), {}
     for memory_dtype in (None, "float32"):
-        model = WorldModel.from_pretrained("debug", memory_budget=64 << 20, memory_dtype=memory_dtype)
+        model = WorldModel.from_pretrained(
+            "debug", dtype=torch.float32, memory_budget=64 << 20, memory_dtype=memory_dtype
+        )
         session = begin(model, walk, 1, context=50)
         runs[memory_dtype] = model, session, play(model, session, walk, 50, 60)
     (half, session, frames), (full, _, exact) = runs.values()
