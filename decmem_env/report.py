@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .pictures import difference, png_bytes, sheet
-from .results import Record, write_atomically
+from .results import Record, progress_note, write_atomically
 from .revisit.evaluate import Outcome, Strip
 from .revisit.matches import CLASS_NAMES
 from .revisit.table import Cell, curve_by_frame, curve_by_gap, find
@@ -49,6 +49,7 @@ def write_html(path: str | os.PathLike[str], outcome: Outcome, table: list[Cell]
         f"<p class=note><code>{html.escape(str(first.get('command', '')))}</code><br>",
         f"{html.escape(str(first.get('hardware', '')))}; {first.get('date', '')};"
         f" commit {html.escape(str(first.get('commit', '')))}; {outcome.seeds} noise seeds</p>",
+        *(f"<p class=no>{note}</p>" for note in [progress_note(first)] if note),
         _verdicts(records),
         _table(outcome, table),
         "<h2>Curves</h2>",

@@ -1,7 +1,8 @@
 """Records of measurements: `docs/results/NAME.json` and the readable `NAME.md` beside it.
 
 A record is `{"name", "value", "unit", "bar", "met", "hardware", "date", "commit", "command"}`; `met` is null where
-there is no bar. A record may carry `details` (interval, counts, series).
+there is no bar. A record may carry `details` (interval, counts, series); those of a test that is not complete say so
+there (`unfinished`).
 """
 
 from __future__ import annotations
@@ -118,6 +119,24 @@ def record(
     return result
 
 
+def unfinished(records: Sequence[Record], done: int, total: int) -> list[Record]:
+    """Records of a test that is not complete: how far it came in the details, and no verdicts.
+
+    Args:
+        records: Over the worlds that are done.
+        done: Their number, `details.done_worlds`.
+        total: Worlds of the complete test, `details.of_worlds`; a complete record has neither.
+    """
+    progress = {"done_worlds": done, "of_worlds": total}
+    return [{**item, "met": None, "details": {**item.get("details", {}), **progress}} for item in records]
+
+
+def progress_note(item: Record) -> str:
+    """`unfinished: 12 of 64 worlds`, or nothing for a record of a complete test."""
+    details = item.get("details", {})
+    return f"unfinished: {details['done_worlds']} of {details['of_worlds']} worlds" if "of_worlds" in details else ""
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     """Write JSON atomically (strict: no NaN)."""
     text = json.dumps(_plain(value), indent=1, allow_nan=False)
@@ -186,7 +205,8 @@ def page(records: Sequence[Record], title: str, note: str = "") -> str:
             value = "-" if item["value"] is None else f"{item['value']} {item['unit']}".strip()
             bar = "" if item["bar"] is None else f"{item['bar']}"
             met = {True: "yes", False: "**no**", None: ""}[item["met"]]
-            lines.append(f"| {item['name']}{_spread(item)} | {value} | {bar} | {met} |")
+            note = f", {progress_note(item)}" if progress_note(item) else ""
+            lines.append(f"| {item['name']}{_spread(item)}{note} | {value} | {bar} | {met} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process when None.
 
     Returns:
-        0 for success, 1 where a check failed, 2 for bad input, 130 when interrupted.
+        0 for success, 1 where a check failed, 2 for bad input, 130 when interrupted (143 by SIGTERM).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()

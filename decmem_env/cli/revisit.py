@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .common import (
     say,
     seed_range,
 )
+from .parts import Conclusion, LongTest, in_parts
 
 KINDS = ("turn_away", "aba", "abca", "look360", "loop")
 
@@ -30,7 +32,11 @@ decmem revisit --worlds 8000000-8000007 --memory memory,dense --json dense.json 
 decmem revisit --worlds 8000000-8000007 --long-run --json long.json                            1,000 generated frames
 decmem revisit --worlds 8000000-8000063 --edits --seeds 1 --json e.json --sheet e.png          blocks broken and placed
 
-Worlds: choose on 7000000-7000999, report on 8000000-8000999. The same worlds and paths come out on every device."""
+Worlds: choose on 7000000-7000999, report on 8000000-8000999. The same worlds and paths come out on every device.
+
+Long tests: --json F is written after every batch, with the worlds done so far (details: done_worlds, of_worlds). Ctrl-C
+and SIGTERM end the test after its batch, a second one at once. The same command goes on where a cut one stopped, from
+the folder F.partial, which is gone at the end."""
 
 
 def add_parser(commands: Any) -> None:
@@ -90,130 +96,107 @@ def run(options: argparse.Namespace) -> int:
     model = load_model(options.checkpoint, device, budget)
     forgetful = load_model(options.window_checkpoint, device, budget) if options.window_checkpoint else None
 
-    if options.edits:
-        return _run_edits(options, model, modes, forgetful, device)
-    gap = options.gap or 60
-
-    from ..report import write_html
-    from ..results import write_json
-    from ..revisit import (
-        cells,
-        evaluate,
-        frames_to_generate,
-        long_run_records,
-        records,
-        standard_contenders,
-        text_table,
-    )
-    from ..revisit.worlds import build_course
+    from ..revisit import standard_contenders
     from ..rollout import frame_size
     from ..worlds import Renderer
 
     begun = time.monotonic()
     seeds = list(options.worlds)[: options.limit_worlds]
+    rows = standard_contenders(model, modes, forgetful, floors=not options.no_floors)
+    height, width = frame_size(model)
+    renderer = Renderer(height=height, width=width, device=device)
     with Bar(len(seeds), "building worlds and walks", "world") as bar:
-        course = build_course(seeds, kinds, gap, long_run=options.long_run, progress=bar.add)
+        if options.edits:
+            test = _edits(options, seeds, renderer, rows, device, bar)
+        else:
+            test = _revisits(options, seeds, kinds, renderer, rows, device, bar)
+    code = in_parts(
+        test, options.json, _facts(options, seeds, rows, device), options.batch or _sessions(device), device
+    )
+    say(f"{time.monotonic() - begun:.0f} s in all")
+    return code
+
+
+def _revisits(
+    options: argparse.Namespace,
+    seeds: list[int],
+    kinds: tuple[str, ...],
+    renderer: Any,
+    rows: list[Any],
+    device: str,
+    bar: Bar,
+) -> LongTest:
+    """The table of revisits, or the long run."""
+    from ..report import write_html
+    from ..revisit import Revisits, cells, long_run_records, records, text_table
+    from ..revisit.worlds import build_course
+
+    gap = options.gap or 60
+    course = build_course(seeds, kinds, gap, long_run=options.long_run, progress=bar.add)
     if not course.scripts:
         raise CommandError(f"no walk in these worlds returns after {gap} frames: choose other --worlds or --gap")
     if course.missing:
         pairs = len(course.missing) + len(course.scripts)
         say(f"no walk found for {len(course.missing)} of {pairs} (world, kind) pairs")
-    scripts = course.scripts
-    contenders = standard_contenders(model, modes, forgetful, floors=not options.no_floors)
-    height, width = frame_size(model)
-    renderer = Renderer(height=height, width=width, device=device)
-    frames = frames_to_generate(scripts, contenders, options.seeds)
-    say(
-        f"{len(scripts)} scripts in {len(seeds)} worlds, {options.seeds} noise seeds, {len(contenders)} rows:"
-        f" {frames} frames to generate on {device}"
-    )
-    with Bar(frames, "generating") as bar:
-        seen = 0
 
-        def report(name: str, done: int, total: int) -> None:
-            nonlocal seen
-            bar.title(f"generating, {name}")
-            bar.add(done - seen)
-            seen = done
+    def conclude(outcome: Any) -> Conclusion:
+        table = cells(outcome)
+        found = long_run_records(outcome, device=device) if options.long_run else []
+        found += records(outcome, table, device=device)
 
-        outcome = evaluate(
-            scripts,
-            course.blocks,
-            renderer,
-            contenders,
-            gap=gap,
-            seeds=options.seeds,
-            steps=options.steps,
-            sessions_per_batch=options.batch or (192 if device.startswith("cuda") else 8),
-            report=report,
-        )
-    table = cells(outcome)
-    found = long_run_records(outcome, device=device) if options.long_run else []
-    found += records(outcome, table, device=device)
-    print(text_table(outcome, table))
-    spent = ", ".join(f"{name} {value:.0f} s" for name, value in outcome.seconds.items())
-    say(f"{time.monotonic() - begun:.0f} s in all: {spent}")
-    if options.json is not None:
-        print(write_json(options.json, found))
-    if options.html is not None:
-        print(write_html(options.html, outcome, table, found))
-    return 0
+        def draw(found: list[dict[str, Any]]) -> None:
+            if options.html is not None:
+                print(write_html(options.html, outcome, table, found))
+
+        spent = ", ".join(f"{name} {value:.0f} s" for name, value in outcome.seconds.items())
+        return Conclusion(found, partial(text_table, outcome, table), f"time: {spent}", draw)
+
+    measure = Revisits(course.scripts, course.blocks, renderer, rows, gap, options.seeds, options.steps)
+    return LongTest(measure, conclude)
 
 
-def _run_edits(options: argparse.Namespace, model: Any, modes: tuple[str, ...], forgetful: Any, device: str) -> int:
+def _edits(
+    options: argparse.Namespace, seeds: list[int], renderer: Any, rows: list[Any], device: str, bar: Bar
+) -> LongTest:
     """The edits measure: table, records, contact sheet."""
     from ..pictures import write_png
-    from ..results import write_json
-    from ..revisit import standard_contenders
     from ..revisit.edit_scripts import UNSEEN
     from ..revisit.edit_sheet import edit_sheet
-    from ..revisit.edits import edit_records, edit_table, evaluate_edits
+    from ..revisit.edits import Edits, edit_records, edit_table
     from ..revisit.worlds import build_edit_course
-    from ..rollout import frame_size
-    from ..worlds import Renderer
 
-    begun = time.monotonic()
     unseen = options.gap or UNSEEN
-    seeds = list(options.worlds)[: options.limit_worlds]
-    with Bar(len(seeds), "building worlds and walks", "world") as bar:
-        blocks, scripts = build_edit_course(seeds, options.per_world, unseen, bar.add)
+    blocks, scripts = build_edit_course(seeds, options.per_world, unseen, bar.add)
     if not scripts:
         raise CommandError(f"no edit in these worlds is left for {unseen} frames: choose other --worlds or --gap")
-    contenders = standard_contenders(model, modes, forgetful, floors=not options.no_floors)
-    height, width = frame_size(model)
-    renderer = Renderer(height=height, width=width, device=device)
-    frames = sum((c.seeds or options.seeds) * item.script.generated for c in contenders for item in scripts)
-    say(f"{len(scripts)} edits in {len(seeds)} worlds, {len(contenders)} rows: {frames} frames to generate on {device}")
-    with Bar(frames, "generating") as bar:
-        seen = 0
 
-        def report(name: str, done: int, total: int) -> None:
-            nonlocal seen
-            bar.title(f"generating, {name}")
-            bar.add(done - seen)
-            seen = done
+    def conclude(outcome: Any) -> Conclusion:
+        found = edit_records(outcome, device=device)
 
-        outcome = evaluate_edits(
-            scripts,
-            blocks,
-            renderer,
-            contenders,
-            unseen=unseen,
-            seeds=options.seeds,
-            steps=options.steps,
-            sessions_per_batch=options.batch or (192 if device.startswith("cuda") else 8),
-            report=report,
-        )
-    found = edit_records(outcome, device=device)
-    print(edit_table(found))
-    say(f"{time.monotonic() - begun:.0f} s in all")
-    if outcome.left_out:
-        say(f"{outcome.left_out} of {len(scripts)} left out: the edit is seen in between, or hardly on return")
-    if options.json is not None:
-        print(write_json(options.json, found))
-    if options.sheet is not None and outcome.strips:
-        print(write_png(options.sheet, edit_sheet(outcome)))
-    return 0
+        def draw(_: list[dict[str, Any]]) -> None:
+            if options.sheet is not None and outcome.strips:
+                print(write_png(options.sheet, edit_sheet(outcome)))
+
+        count = outcome.left_out + len(outcome.strips)
+        left_out = f"{outcome.left_out} of {count} left out: the edit is seen in between, or hardly on return"
+        return Conclusion(found, partial(edit_table, found), left_out if outcome.left_out else "", draw)
+
+    return LongTest(Edits(scripts, blocks, renderer, rows, unseen, options.seeds, options.steps), conclude)
+
+
+def _sessions(device: str) -> int:
+    return 192 if device.startswith("cuda") else 8
+
+
+def _facts(options: argparse.Namespace, seeds: list[int], rows: list[Any], device: str) -> dict[str, object]:
+    """What the figures depend on: a test that was cut is continued by the same command only."""
+    from ..results import commit, hardware
+
+    names = ("gap", "kinds", "memory", "seeds", "steps", "long_run", "edits", "per_world")
+    facts: dict[str, object] = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
+    facts["--worlds"] = f"{seeds[0]}-{seeds[-1]}"
+    facts |= {f"row {row.name}": f"checkpoint {row.model.sha256[:16]}" for row in rows}
+    return {**facts, "hardware": hardware(device), "commit": commit()}
 
 
 def _choices(option: str, text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,17 @@ from .. import metrics
 from ..results import Record, record
 from ..worlds.edited import render_edited
 from .edit_scripts import KINDS, UNSEEN, EditScript
-from .evaluate import Contender, Report, batches, dream
+from .evaluate import Contender, dream
 from .matches import GATE_SHARE
+from .parts import Columns, Part, Tell, gather, whole
+from .scripts import Script
 from .truth import Truth
 
 BAR = 80.0  # percent, placing and breaking apart
 MINIMUM_RETURNS = 200  # of each kind, for a verdict
 THRESHOLD = 16  # grey levels by which a pixel must differ with and without the edit
 MINIMUM_PIXELS = 40
+_RIGHT = "right"  # among a part's pictures: whether the return they show is right
 
 
 class EditTruth(Truth):
@@ -130,21 +134,11 @@ class EditOutcome:
     left_out: int
 
 
-def evaluate_edits(
-    scripts: Sequence[EditScript],
-    blocks: Mapping[int, torch.Tensor],
-    renderer: Any,
-    contenders: Sequence[Contender],
-    *,
-    unseen: int = UNSEEN,
-    seeds: int = 1,
-    steps: int | None = None,
-    sessions_per_batch: int = 96,
-    report: Report | None = None,
-) -> EditOutcome:
-    """Let every contender dream every script and score the returns.
+@dataclass(frozen=True)
+class Edits:
+    """The edits measure, a `parts.Measure`.
 
-    Args:
+    Attributes:
         scripts: What to walk and to edit.
         blocks: uint8 [X, Z, Y] of every world seed the scripts name.
         renderer: A `worlds.Renderer` at the models' frame size; scores are computed on its device.
@@ -152,48 +146,63 @@ def evaluate_edits(
         unseen: Frames that an edit must be out of sight.
         seeds: Noise seeds of every script.
         steps: Denoising steps; the model's own number when None.
-        sessions_per_batch: Upper limit of sessions in one forward pass.
-        report: Progress.
     """
-    rows = (*(c.name for c in contenders), "bound")
-    parts: dict[str, list[Returns]] = {name: [] for name in rows}
-    strips: list[EditStrip] = []
-    left_out = done = 0
-    total = sum((c.seeds or seeds) * item.script.generated for c in contenders for item in scripts)
-    for indices in batches([item.script for item in scripts], sessions_per_batch, seeds, contenders):
-        chosen = [scripts[i] for i in indices]
-        truth = EditTruth(chosen, blocks, renderer)
+
+    scripts: Sequence[EditScript]
+    blocks: Mapping[int, torch.Tensor]
+    renderer: Any
+    contenders: Sequence[Contender]
+    unseen: int = UNSEEN
+    seeds: int = 1
+    steps: int | None = None
+
+    @property
+    def walks(self) -> list[Script]:
+        """The scripts without their edits."""
+        return [item.script for item in self.scripts]
+
+    def score(self, indices: Sequence[int], tell: Tell) -> Part:
+        """Let every contender dream these scripts and score the returns; scripts that are unfit get no entry."""
+        chosen = [self.scripts[i] for i in indices]
+        truth = EditTruth(chosen, self.blocks, self.renderer)
         gaps = [_out_of_sight(truth.changed[row], item) for row, item in enumerate(chosen)]
         fit = [
-            len(gap) >= unseen and _pixels(truth, row, chosen[row].returned) >= MINIMUM_PIXELS
+            row
             for row, gap in enumerate(gaps)
+            if len(gap) >= self.unseen and _pixels(truth, row, chosen[row].returned) >= MINIMUM_PIXELS
         ]
-        left_out += fit.count(False)
-        for contender in (*contenders, None):
+        columns: dict[str, Columns] = {}
+        pictures: dict[int, Columns] = {}
+        for contender in (*self.contenders, None):
             if contender is None:
-                name, dreams = "bound", truth.decoded(contenders[0].model)[:, None]
+                name, dreams = "bound", truth.decoded(self.contenders[0].model)[:, None]
             else:
-                name = contender.name
+                name, walks = contender.name, [item.script for item in chosen]
+                seeds = contender.seeds or self.seeds
+                dreams, _ = dream(contender, walks, truth, seeds, self.steps, partial(tell, name))
+            found = [_score(indices[row], chosen[row], truth, row, gaps[row], dreams[row]) for row in fit]
+            if found:
+                columns[name] = {
+                    f.name: np.concatenate([getattr(part, f.name) for part in found]) for f in fields(Returns)
+                }
+            if contender is self.contenders[0]:
+                for row, returns in zip(fit, found, strict=True):
+                    frames = _pictures(chosen[row], truth, row, gaps[row], dreams[row, 0])
+                    pictures[indices[row]] = {_RIGHT: returns.right[:1], **frames}
+        return Part(tuple(indices), columns, pictures)
 
-                def tell(frames: int, name: str = name) -> None:
-                    nonlocal done
-                    done += frames
-                    if report is not None:
-                        report(name, done, total)
-
-                walks = [item.script for item in chosen]
-                dreams, _ = dream(contender, walks, truth, contender.seeds or seeds, steps, tell)
-            for row in np.flatnonzero(fit).tolist():
-                found = _score(indices[row], chosen[row], truth, row, gaps[row], dreams[row])
-                parts[name].append(found)
-                if contender is contenders[0]:
-                    strips.append(_strip(chosen[row], truth, row, gaps[row], dreams[row, 0], bool(found.right[0])))
-    returns = {
-        name: Returns(**{f.name: np.concatenate([getattr(part, f.name) for part in tables]) for f in fields(Returns)})
-        for name, tables in parts.items()
-        if tables
-    }
-    return EditOutcome(contenders[0].name, seeds, unseen, returns, strips, left_out)
+    def outcome(self, parts: Sequence[Part]) -> EditOutcome:
+        """The returns of each row and their pictures, over the worlds that are whole."""
+        order = whole(self.walks, parts)
+        returns = {}
+        for name in (*(c.name for c in self.contenders), "bound"):
+            columns = gather(parts, name, order)
+            if columns is not None:
+                returns[name] = Returns(**columns)
+        pictures = {index: found for part in parts for index, found in part.pictures.items()}
+        strips = [_strip(self.scripts[index], pictures[index]) for index in order if index in pictures]
+        left_out = len(order) - len(strips)
+        return EditOutcome(self.contenders[0].name, self.seeds, self.unseen, returns, strips, left_out)
 
 
 def _pixels(truth: EditTruth, row: int, frame: int) -> int:
@@ -263,9 +272,8 @@ def _moved(item: EditScript, truth: EditTruth, row: int, gap: NDArray[np.int64],
     return bool(own.mean() < other.mean())
 
 
-def _strip(
-    item: EditScript, truth: EditTruth, row: int, gap: NDArray[np.int64], made: torch.Tensor, right: bool
-) -> EditStrip:
+def _pictures(item: EditScript, truth: EditTruth, row: int, gap: NDArray[np.int64], made: torch.Tensor) -> Columns:
+    """Frames of one return by caption, in order; `_strip` reads them."""
     middle = int(gap[len(gap) // 2])
     context = item.script.context
     frames = {
@@ -278,7 +286,12 @@ def _strip(
         "back, truth": truth.rgb[row, item.returned],
         "back, dream": made[item.returned - context],
     }
-    return EditStrip(item, right, {name: frame.cpu() for name, frame in frames.items()})
+    return {name: frame.cpu().numpy() for name, frame in frames.items()}
+
+
+def _strip(item: EditScript, pictures: Columns) -> EditStrip:
+    frames = {name: torch.from_numpy(frame) for name, frame in pictures.items() if name != _RIGHT}
+    return EditStrip(item, bool(pictures[_RIGHT][0]), frames)
 
 
 def edit_records(outcome: EditOutcome, *, device: str, command: str | None = None) -> list[Record]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +12,14 @@ import torch
 
 from ..rollout import roll_out, whole_context
 from .matches import NEAR, Matches, in_gap, match_poses
+from .parts import Columns, Part, Report, Tell, gather, score_parts, whole
 from .scores import Scores, join, score_script
 from .scripts import Script
 from .truth import Truth
 from .visible import visible_mask
 
 _MASKED_FRAMES = 10  # frames of a script scored under the visible mask, evenly spread
-
-Report = Callable[[str, int, int], None]  # (contender, frames done, frames in all)
+_SHOWN = "shown "  # in front of the names of rows among a part's pictures
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,106 @@ class _Batch:
         ]
 
 
+@dataclass(frozen=True)
+class Revisits:
+    """The scripted revisit test, a `parts.Measure`.
+
+    Attributes:
+        walks: What to walk.
+        blocks: uint8 [X, Z, Y] of every world seed the scripts name.
+        renderer: A `worlds.Renderer` at the models' frame size; scores are computed on its device.
+        contenders: Rows; the first is the model under test.
+        gap: G of the "G-frame" figures.
+        seeds: Noise seeds of every script.
+        steps: Denoising steps; the model's own number when None.
+        pictures: Scripts whose frames are kept for the report.
+    """
+
+    walks: Sequence[Script]
+    blocks: Mapping[int, torch.Tensor]
+    renderer: Any
+    contenders: Sequence[Contender]
+    gap: int
+    seeds: int = 3
+    steps: int | None = None
+    pictures: int = 6
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of the scripts, as `Scores.kind` counts them."""
+        return tuple(dict.fromkeys(script.kind for script in self.walks))
+
+    def score(self, indices: Sequence[int], tell: Tell) -> Part:
+        """Let every contender dream these scripts and score them, and the two references with them."""
+        main = self.contenders[0].model
+        seconds = dict.fromkeys(("truth", "observe", "generate", "score"), 0.0)
+        clock = time.perf_counter()
+        batch = _prepare([(i, self.walks[i]) for i in indices], self.kinds, self.blocks, self.renderer, self.gap)
+        decoded = {
+            id(model): batch.truth.decoded(model) for model in {id(c.model): c.model for c in self.contenders}.values()
+        }
+        seconds["truth"] += time.perf_counter() - clock
+
+        kept = self._kept().intersection(indices)
+        columns: dict[str, Columns] = {}
+        shown: dict[str, torch.Tensor] = {}
+        for contender in self.contenders:
+            made = 0
+
+            def count(frames: int, name: str = contender.name) -> None:
+                nonlocal made
+                made += frames
+                tell(name, frames)
+
+            dreams, spent = dream(
+                contender, batch.scripts, batch.truth, contender.seeds or self.seeds, self.steps, count
+            )
+            assert made == dreams[..., 0, 0, 0].numel(), "every frame is reported once"
+            for name, value in spent.items():
+                seconds[name] += value
+            clock = time.perf_counter()
+            columns[contender.name] = vars(join(batch.score(dreams, decoded[id(contender.model)])))
+            seconds["score"] += time.perf_counter() - clock
+            if kept:
+                shown[contender.name] = dreams[:, 0]
+        clock = time.perf_counter()
+        shown["copy"] = batch.truth.copied(batch.matches)
+        for name, frames in (("bound", decoded[id(main)]), ("copy", shown["copy"])):
+            columns[name] = vars(join(batch.score(frames[:, None], decoded[id(main)])))
+        pictures = {i: _pictures(batch, row, shown, self.gap) for row, i in enumerate(indices) if i in kept}
+        seconds["score"] += time.perf_counter() - clock
+        return Part(tuple(indices), columns, pictures, seconds)
+
+    def outcome(self, parts: Sequence[Part]) -> Outcome:
+        """The scores of each contender and of the references, and the pictures, over the worlds that are whole."""
+        order = whole(self.walks, parts)
+        scores = {}
+        for name in (*(c.name for c in self.contenders), "bound", "copy"):
+            columns = gather(parts, name, order)
+            if columns is not None:
+                scores[name] = Scores(**columns)
+        pictures = {index: found for part in parts for index, found in part.pictures.items()}
+        seconds: dict[str, float] = {}
+        for part in parts:
+            for name, value in part.seconds.items():
+                seconds[name] = seconds.get(name, 0.0) + value
+        return Outcome(
+            self.kinds,
+            self.gap,
+            self.seeds,
+            self.contenders[0].name,
+            tuple(c.name for c in self.contenders if c.floor),
+            scores,
+            [_strip(self.walks[index], pictures[index]) for index in order if index in pictures],
+            seconds,
+        )
+
+    def _kept(self) -> set[int]:
+        """Scripts whose frames are kept, evenly spread."""
+        count = len(self.walks)
+        return set(np.linspace(0, count - 1, min(self.pictures, count)).round().astype(int).tolist())
+
+
 def evaluate(
     scripts: Sequence[Script],
     blocks: Mapping[int, torch.Tensor],
@@ -112,10 +212,9 @@ def evaluate(
     seeds: int = 3,
     steps: int | None = None,
     sessions_per_batch: int = 96,
-    pictures: int = 6,
     report: Report | None = None,
 ) -> Outcome:
-    """Run the scripted revisit test.
+    """Run the scripted revisit test in one go.
 
     Args:
         scripts: What to walk; scripts of one batch are stepped together.
@@ -126,69 +225,14 @@ def evaluate(
         seeds: Noise seeds of every script.
         steps: Denoising steps; the model's own number when None.
         sessions_per_batch: Upper limit of sessions in one forward pass.
-        pictures: Scripts whose frames are kept for the report.
         report: Progress.
 
     Returns:
         The scores of each contender and of the two references: `bound`, the autoencoder's decoding of the truth, and
         `copy`, the true context frame with the nearest pose.
     """
-    kinds = tuple(dict.fromkeys(script.kind for script in scripts))
-    main = contenders[0].model
-    parts: dict[str, list[Scores]] = {name: [] for name in (*(c.name for c in contenders), "bound", "copy")}
-    seconds = dict.fromkeys(("truth", "observe", "generate", "score"), 0.0)
-    strips: list[Strip] = []
-    total = frames_to_generate(scripts, contenders, seeds)
-    done = 0
-    kept = set(np.linspace(0, len(scripts) - 1, min(pictures, len(scripts))).round().astype(int).tolist())
-    for indices in batches(scripts, sessions_per_batch, seeds, contenders):
-        clock = time.perf_counter()
-        batch = _prepare([(i, scripts[i]) for i in indices], kinds, blocks, renderer, gap)
-        decoded = {
-            id(model): batch.truth.decoded(model) for model in {id(c.model): c.model for c in contenders}.values()
-        }
-        seconds["truth"] += time.perf_counter() - clock
-
-        shown: dict[str, torch.Tensor] = {}
-        for contender in contenders:
-            done_before = done
-
-            def tell(frames: int, name: str = contender.name) -> None:
-                nonlocal done
-                done += frames
-                if report is not None:
-                    report(name, done, total)
-
-            dreams, spent = dream(contender, batch.scripts, batch.truth, contender.seeds or seeds, steps, tell)
-            assert done - done_before == dreams[..., 0, 0, 0].numel(), "every frame is reported once"
-            for name, value in spent.items():
-                seconds[name] += value
-            clock = time.perf_counter()
-            parts[contender.name] += batch.score(dreams, decoded[id(contender.model)])
-            seconds["score"] += time.perf_counter() - clock
-            if kept.intersection(indices):
-                shown[contender.name] = dreams[:, 0]
-        clock = time.perf_counter()
-        shown["copy"] = batch.truth.copied(batch.matches)
-        for name, frames in (("bound", decoded[id(main)]), ("copy", shown["copy"])):
-            parts[name] += batch.score(frames[:, None], decoded[id(main)])
-        strips += [_strip(batch, row, shown, gap) for row, index in enumerate(indices) if index in kept]
-        seconds["score"] += time.perf_counter() - clock
-    return Outcome(
-        kinds,
-        gap,
-        seeds,
-        contenders[0].name,
-        tuple(c.name for c in contenders if c.floor),
-        {name: join(tables) for name, tables in parts.items()},
-        strips,
-        seconds,
-    )
-
-
-def frames_to_generate(scripts: Sequence[Script], contenders: Sequence[Contender], seeds: int) -> int:
-    """Frames that an evaluation will generate."""
-    return sum(c.seeds or seeds for c in contenders) * sum(script.generated for script in scripts)
+    measure = Revisits(scripts, blocks, renderer, contenders, gap, seeds, steps)
+    return measure.outcome(list(score_parts(measure, sessions_per_batch, report)))
 
 
 def standard_contenders(
@@ -209,36 +253,6 @@ def standard_contenders(
     if window_model is not None:
         found.append(Contender("window_model", window_model, "off", floor=True, seeds=1))
     return found
-
-
-def batches(
-    scripts: Sequence[Script], sessions: int, seeds: int, contenders: Sequence[Contender]
-) -> Iterable[list[int]]:
-    """Indices of scripts that run together, in order.
-
-    Args:
-        scripts: All of them; those of one batch have equal context and length.
-        sessions: Upper limit of sessions in one forward pass.
-        seeds: Sessions a script; they share its context.
-        contenders: Whose memories must hold a batch without forgetting (at most one page a frame).
-
-    Raises:
-        ValueError: A memory is too small for a single script.
-    """
-    room = min(contender.model.pool.limit for contender in contenders)
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, script in enumerate(scripts):
-        groups.setdefault((script.context, len(script.poses)), []).append(index)
-    for (context, length), group in groups.items():
-        pages = context + seeds * (length - context + 2)  # a frame being denoised and one to spare
-        if pages > room:
-            raise ValueError(
-                f"the memory budget holds {room} frames, a walk of {length} frames with {seeds} seeds needs {pages}: "
-                "use fewer --seeds, or free memory on the device"
-            )
-        size = max(1, min(sessions // seeds, room // pages))
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
 
 
 def _prepare(
@@ -315,15 +329,28 @@ def _masks(truth: Truth, row: int, script: Script, matches: Matches, gap: int) -
     return {int(t): visible_mask(depth[t], poses[t], seen, poses[distinct]) for t in wanted}
 
 
-def _strip(batch: _Batch, row: int, shown: dict[str, torch.Tensor], gap: int) -> Strip:
-    """Keep about ten frames of a script: the way out, the time away, the return."""
+def _pictures(batch: _Batch, row: int, shown: dict[str, torch.Tensor], gap: int) -> Columns:
+    """About ten frames of a script: the way out, the time away, the return; `_strip` reads them."""
     script, matches = batch.scripts[row], batch.matches[row]
     revisits = np.flatnonzero(in_gap(matches.gap, gap) & (matches.label > 0))
     last = int(revisits[-1]) if len(revisits) else len(script.poses) - 1
     spread = np.linspace(script.context, max(script.context, last - 6), 5).round().astype(int)
     chosen = sorted({*spread.tolist(), *revisits[:: max(1, len(revisits) // 4)].tolist(), last})
     index = torch.tensor(chosen)
-    pictures = {name: frames[row][(index - script.context).to(frames.device)].cpu() for name, frames in shown.items()}
-    labels = tuple((int(matches.label[t]), int(matches.gap[t])) for t in chosen)
-    truth = batch.truth.rgb[row][index.to(batch.truth.rgb.device)].cpu()
-    return Strip(script, tuple(chosen), truth, pictures, labels)
+    pictures = {
+        f"{_SHOWN}{name}": frames[row][(index - script.context).to(frames.device)].cpu().numpy()
+        for name, frames in shown.items()
+    }
+    truth = batch.truth.rgb[row][index.to(batch.truth.rgb.device)].cpu().numpy()
+    labels = np.stack([matches.label[chosen], matches.gap[chosen]], 1).astype(np.int32)
+    return {"frames": np.array(chosen, np.int32), "truth": truth, "labels": labels, **pictures}
+
+
+def _strip(script: Script, pictures: Columns) -> Strip:
+    shown = {
+        name.removeprefix(_SHOWN): torch.from_numpy(frames)
+        for name, frames in pictures.items()
+        if name.startswith(_SHOWN)
+    }
+    labels = tuple((int(label), int(gap)) for label, gap in pictures["labels"])
+    return Strip(script, tuple(pictures["frames"].tolist()), torch.from_numpy(pictures["truth"]), shown, labels)

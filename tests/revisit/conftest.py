@@ -70,6 +70,7 @@ class FakeModel:
     def __init__(self, kind):
         self.kind, self.autoencoder, self.device = kind, FakeAutoencoder(), "cpu"
         self.pool, self.config = SimpleNamespace(limit=10_000), SimpleNamespace(frames_per_latent=1)
+        self.sha256 = 4 * kind
 
     def start(self, seed=0, memory="memory", steps=None):
         return FakeSession(self, seed, memory)

@@ -11,8 +11,10 @@ from decmem_env.conventions.poses import is_exact, is_near
 from decmem_env.revisit import Contender
 from decmem_env.revisit.edit_scripts import KINDS, UNSEEN, EditScript, build_edit_scripts
 from decmem_env.revisit.edit_sheet import edit_sheet
-from decmem_env.revisit.edits import MINIMUM_PIXELS, EditTruth, _score, edit_records, edit_table, evaluate_edits
+from decmem_env.revisit.edits import MINIMUM_PIXELS, Edits, EditTruth, _score, edit_records, edit_table
+from decmem_env.revisit.parts import score_parts
 from decmem_env.revisit.scripts import Script
+from decmem_env.revisit.sidecar import Sidecar
 from decmem_env.worlds import Renderer, Simulator, generate_world
 from decmem_env.worlds.blocks import AIR, PLACED
 
@@ -72,7 +74,8 @@ def run(world, scripts, renderer, frames):
     answers = {item.script.noise_seed: frames[row] for row, item in enumerate(scripts)}
     contenders = [Contender("memory", Player(answers, 100), "memory")]
     blocks = {world.seed: torch.from_numpy(world.blocks)}
-    outcome = evaluate_edits(scripts, blocks, renderer, contenders, sessions_per_batch=3)
+    measure = Edits(scripts, blocks, renderer, contenders)
+    outcome = measure.outcome(list(score_parts(measure, 3)))
     return outcome, {item["name"]: item for item in edit_records(outcome, device="cpu")}
 
 
@@ -119,6 +122,22 @@ def test_the_truth_is_right_and_an_unchanged_world_is_wrong(world, scripts, rend
     assert all(found[f"edits.{kind}.memory.right_percent"]["value"] == 0.0 for kind in KINDS)
     assert found["edits.place.memory.right_percent"]["details"]["right_at_once_percent"] == 0.0
     assert "place" in edit_table(list(found.values()))
+
+
+def test_parts_from_disk_are_the_test_in_one_go(world, scripts, renderer, truth, tmp_path):
+    whole, found = run(world, scripts, renderer, truth.rgb)
+    answers = {item.script.noise_seed: truth.rgb[row] for row, item in enumerate(scripts)}
+    contenders = [Contender("memory", Player(answers, 100), "memory")]
+    measure = Edits(scripts, {world.seed: torch.from_numpy(world.blocks)}, renderer, contenders)
+    first = next(score_parts(measure, 1))
+    sidecar = Sidecar(tmp_path / "e.json", {})
+    sidecar.add(first)
+    assert measure.outcome([first]).left_out == 0 and not measure.outcome([first]).returns["memory"].script.size
+    rest = list(score_parts(measure, 2, given=sidecar.read()))
+    assert [part.scripts for part in rest] == [(1, 2), (3,)]
+    outcome = measure.outcome([*reversed(rest), *sidecar.read()])
+    assert edit_records(outcome, device="cpu") == list(found.values())
+    assert np.array_equal(edit_sheet(outcome), edit_sheet(whole))
 
 
 def test_a_frozen_camera_is_refused(world, scripts, renderer, truth):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from decmem_env.revisit import Contender, cells, evaluate, records, text_table
-from decmem_env.revisit.evaluate import batches
+from decmem_env.revisit.parts import batches
 from decmem_env.revisit.table import find, sharpness_ratio
 
 
