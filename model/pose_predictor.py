@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..conventions.poses import EYE_HEIGHT, VERTICAL_FOV
+from .camera import camera_axes
 from .weight_files import CheckpointError
 
 FILE = "pose.safetensors"
@@ -229,10 +230,7 @@ class PosePredictor(nn.Module):
         dx, dz = (columns.to(inner.dtype) + 0.5 - inner[:, None, ::2]).unbind(-1)
         layers = torch.arange(-BELOW, ABOVE + 1, device=inner.device, dtype=inner.dtype)
         dy = layers + 0.5 - inner[:, 1:2] - EYE_HEIGHT
-        pitch, yaw = torch.deg2rad(angles).unbind(-1)
-        sp, cp, sy, cy = pitch.sin(), pitch.cos(), yaw.sin(), yaw.cos()
-        right = torch.stack([-cy, torch.zeros_like(cy), -sy], -1)
-        up, ahead = torch.stack([-sy * sp, cp, cy * sp], -1), torch.stack([-sy * cp, -sp, cy * cp], -1)
+        right, up, ahead = camera_axes(*torch.deg2rad(angles).unbind(-1)).unbind(-2)
         high = 1.0 / _focal(self.config.vertical_fov)
         wide = high * self.config.latent_width / self.config.latent_height
         within = torch.ones(*columns.shape[:2], LAYERS, dtype=torch.bool, device=inner.device)

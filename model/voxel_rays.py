@@ -23,13 +23,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ..conventions.actions import Action
-from ..conventions.poses import EYE_HEIGHT
+from ..conventions.poses import EYE_HEIGHT, HAND_REACH
+from .camera import camera_axes
 from .config import ModelConfig
 from .position import token_order
 
-VIEW_CHANNELS = 5
 HANDS = (Action.ATTACK, Action.PLACE)
-REACH = 5.0  # blocks from the eye, as in the game
 _NEAR = 3.0  # blocks at which the nearness of a crossing is one half
 _PROBES = 4  # rays through a token, each way, that measure how much of it a cell covers
 
@@ -76,14 +75,6 @@ def token_rays(config: ModelConfig, probes: int = 1) -> Tensor:
     return torch.stack([x, y, torch.ones_like(x)], -1).flatten(1, 2).float()
 
 
-def camera_axes(view: Tensor) -> Tensor:
-    """Image right, image up and forward in world axes, [..., 3, 3] of views [..., 5]."""
-    pitch, yaw = view[..., 3], view[..., 4]
-    cp, sp, cy, sy = pitch.cos(), pitch.sin(), yaw.cos(), yaw.sin()
-    rows = ((-cy, torch.zeros_like(cp), -sy), (-sy * sp, cp, cy * sp), (-sy * cp, -sp, cy * cp))
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
-
-
 def _distances(eye: Tensor, direction: Tensor, planes: int) -> Tensor:
     """Along a ray from `eye` (modulo one), to the next faces of each axis: [..., 3] each to [..., 3, planes]."""
     gap = torch.where(direction > 0, 1.0 - eye, eye)
@@ -104,7 +95,7 @@ def crossings(view: Tensor, rays: Tensor, planes: int, width: float) -> Tensor:
         fp32 [..., N, 9 + 15 * planes], all within [-1, 1].
     """
     eye = view[..., None, :3]
-    direction = torch.nn.functional.normalize(rays @ camera_axes(view), dim=-1)  # [..., N, 3]
+    direction = torch.nn.functional.normalize(rays @ camera_axes(*view[..., 3:].unbind(-1)), dim=-1)  # [..., N, 3]
     distance = _distances(eye, direction, planes)
     point = eye[..., None, None, :] + distance[..., None] * direction[..., None, None, :]
     # The two other axes of each face: y, z for x; z, x for y; x, y for z.
@@ -122,8 +113,8 @@ def crossings(view: Tensor, rays: Tensor, planes: int, width: float) -> Tensor:
 def hand_cells(view: Tensor, probes: Tensor, planes: int) -> Tensor:
     """How much of each token the cells cover that a hand may change.
 
-    The hand follows the ray through the middle of the picture to the first face of something solid, within `REACH`:
-    it breaks the cell behind that face, or places into the cell before it. What is solid is not known here, so every
+    The hand follows the ray through the middle of the picture to the first face of something solid in reach
+    (`HAND_REACH`): it breaks the cell behind that face, or places into the cell before it. What is solid is not known here, so every
     face that the ray crosses counts.
 
     Args:
@@ -134,7 +125,7 @@ def hand_cells(view: Tensor, probes: Tensor, planes: int) -> Tensor:
     Returns:
         fp32 [m, N, 2, 3 * planes], shares of the token's rays that meet the cell behind and the cell before each face.
     """
-    axes, eye = camera_axes(view), view[:, :3]
+    axes, eye = camera_axes(*view[..., 3:].unbind(-1)), view[:, :3]
     forward = axes[:, 2]
     distance = _distances(eye, forward, planes)  # [m, 3, planes]
     point = eye[:, None, None] + distance[..., None] * forward[:, None, None]
@@ -153,7 +144,7 @@ def hand_cells(view: Tensor, probes: Tensor, planes: int) -> Tensor:
     first, second = low[:, None, None] / rays, (low[:, None, None] + 1.0) / rays
     enter, leave = torch.minimum(first, second).amax(-1), torch.maximum(first, second).amin(-1)
     share = (leave > enter.clamp_min(0.0)).to(view.dtype).mean(2)
-    return share * (distance.flatten(1) <= REACH)[:, None, None]
+    return share * (distance.flatten(1) <= HAND_REACH)[:, None, None]
 
 
 class VoxelRays(nn.Module):

@@ -26,6 +26,7 @@ from .passes import MODES, Plan, Row, plan_pass
 from .position import FrameMatrices, Positions
 from .products import cpu_products
 from .session import Pending, Session, Settings
+from .session_lists import given_lists, keep_lists
 from .snapshot import Snapshot
 from .streaming import Streamer
 from .upload import upload
@@ -324,7 +325,7 @@ class WorldModel:
         state = upload(torch.stack([frames.latents for frames in new]), self.device)
         times = [*flow.schedule(settings.steps, self.config.shift), 0.0]
         prepared: dict[int, tuple[Plan, FrameMatrices | Positions, Tensor, Tensor | None]] = {}
-        forced = _forced(sessions, self.device)
+        forced = given_lists(sessions, self.device)
         for number, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
             clean = commit if number == 0 else 0
             if clean not in prepared:  # the first pass, and all others
@@ -370,7 +371,7 @@ class WorldModel:
                 drawn = [flow.session_noise(session.generator, tuple(state.shape[1:])) for session in sessions]
                 noise = upload(torch.stack(drawn), self.device)
             state = flow.advance(state, velocity, now, then, noise)
-        _keep_lists(sessions, record, chunk * self.config.blocks_per_frame)
+        keep_lists(sessions, record, chunk * self.config.blocks_per_frame)
         return state
 
     def _actions(self, parts: list[list[Pending]]) -> Tensor:
@@ -440,21 +441,3 @@ class WorldModel:
             if progress is not None:
                 progress(count)
         session.replace_pending(pending, past.latents[known:])
-
-
-def _forced(sessions: list[Session], device: torch.device) -> list[BlockLists] | None:
-    """Lists forced on all sessions of a batch, stacked; None if there are none."""
-    given = [session.force_lists for session in sessions if session.force_lists is not None]
-    if not given:
-        return None
-    if len(given) < len(sessions):
-        raise ValueError("force_lists is set on some sessions of a batch only: set it on all, or step them apart")
-    layers = zip(*given, strict=True)
-    return [BlockLists(*(torch.cat(t).to(device) for t in zip(*layer, strict=True))) for layer in layers]
-
-
-def _keep_lists(sessions: list[Session], record: list[BlockLists] | None, rows: int) -> None:
-    for i, session in enumerate(sessions):
-        session.last_lists = None
-        if record is not None and session.record_lists:
-            session.last_lists = [BlockLists(*(t[i, :, :rows].cpu() for t in layer)) for layer in record]

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from ..results import Record
     from ..revisit.parts import Measure, Part
 
-_WORK_PER_WRITING = (
-    10  # intervals over hundreds of worlds take seconds: they may not cost more than a tenth of the time
-)
+# Intervals over hundreds of worlds take seconds: they may not cost more than a tenth of the time.
+_WORK_PER_WRITING = 10
 
 
 @dataclass(frozen=True)

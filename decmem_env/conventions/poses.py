@@ -16,6 +16,7 @@ from .actions import CAMERA_STEP_DEGREES, Action, validate_vector
 Float = NDArray[np.float64]
 
 EYE_HEIGHT = 1.62  # blocks above the feet
+HAND_REACH = 5.0  # blocks from the eye within which a player breaks and places
 VERTICAL_FOV = 70.0  # degrees
 MAX_PITCH = 75.0  # degrees; five steps of 15, so that the grid of poses stays closed
 WALK_SPEED = 0.4317  # blocks a frame at 10 frames/s (4.317 blocks/s)

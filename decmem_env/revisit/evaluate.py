@@ -217,13 +217,13 @@ def evaluate(
     """Run the scripted revisit test in one go.
 
     Args:
-        scripts: What to walk; scripts of one batch are stepped together.
-        blocks: uint8 [X, Z, Y] of every world seed the scripts name.
-        renderer: A `worlds.Renderer` at the models' frame size; scores are computed on its device.
-        contenders: Rows; the first is the model under test.
-        gap: G of the "G-frame" figures.
-        seeds: Noise seeds of every script.
-        steps: Denoising steps; the model's own number when None.
+        scripts: What to walk; this and all up to `steps` as in `Revisits`.
+        blocks: Of the worlds.
+        renderer: At the models' frame size.
+        contenders: Rows.
+        gap: In frames.
+        seeds: Of the noise.
+        steps: Of the sampler.
         sessions_per_batch: Upper limit of sessions in one forward pass.
         report: Progress.
 

@@ -7,11 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..conventions.poses import EYE_HEIGHT, look_vector
+from ..conventions.poses import EYE_HEIGHT, HAND_REACH, look_vector
 from .blocks import PASSABLE
 from .terrain import X, Y, Z
-
-REACH = 5.0  # blocks
 
 Cell = tuple[int, int, int]
 
@@ -35,7 +33,7 @@ class Edit(NamedTuple):
 
 
 def target(
-    blocks: NDArray[np.uint8], pose: NDArray[np.float64], reach: float = REACH
+    blocks: NDArray[np.uint8], pose: NDArray[np.float64], reach: float = HAND_REACH
 ) -> tuple[Cell | None, Cell | None]:
     """Walk the cells along the view ray.
 
