@@ -1,4 +1,4 @@
-"""Retrieved blocks that sessions are given for a pass (`force_lists`), and those that they keep of it (`last_lists`)."""
+"""Retrieved blocks that sessions are given for a pass (`force_lists`), and those they keep of it (`last_lists`)."""
 
 from __future__ import annotations
 

@@ -114,8 +114,8 @@ def hand_cells(view: Tensor, probes: Tensor, planes: int) -> Tensor:
     """How much of each token the cells cover that a hand may change.
 
     The hand follows the ray through the middle of the picture to the first face of something solid in reach
-    (`HAND_REACH`): it breaks the cell behind that face, or places into the cell before it. What is solid is not known here, so every
-    face that the ray crosses counts.
+    (`HAND_REACH`): it breaks the cell behind that face, or places into the cell before it. What is solid is not known
+    here, so every face that the ray crosses counts.
 
     Args:
         view: fp32 [m, 5], from `views`.
