@@ -67,6 +67,7 @@ class DataConfig:
         slow: Share of those off the grid of poses whose turns and steps take up to 16 times as many frames.
         beside: Share of walks' returns that come back beside the way out, so that views are near instead of exact.
         tilted: Share of walks without edits that look up or down all the way.
+        unsteady: Share of walks without edits whose eyes wander, up and down and to the sides.
         pool_worlds: Worlds kept on the device (autoencoder).
         pool_episodes: Encoded trajectories kept on the device (dynamics).
         min_fill: Worlds or trajectories that must be there before the first step.
@@ -92,6 +93,7 @@ class DataConfig:
     slow: float = 0.4
     beside: float = 0.5
     tilted: float = 0.25
+    unsteady: float = 0.5
     pool_worlds: int = 768
     pool_episodes: int = 4096
     min_fill: int = 192
@@ -233,7 +235,7 @@ class TrainConfig:
             raise ConfigError(
                 f"data.frames={self.data.frames} exceeds data.episode_frames={self.data.episode_frames}: raise it"
             )
-        for name in ("edits", "contact", "dreams", "slow", "beside", "tilted", "jumps"):
+        for name in ("edits", "contact", "dreams", "slow", "beside", "tilted", "unsteady", "jumps"):
             if not 0.0 <= getattr(self.data, name) <= 1.0:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: a share from 0 to 1")
         if self.objective.log_floor <= 0.0 or self.objective.edit_weight < 0.0:

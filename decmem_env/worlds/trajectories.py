@@ -15,13 +15,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..conventions.actions import ACTION_DIM, Action
+from ..conventions.actions import ACTION_DIM, CAMERA_STEP_DEGREES, Action
 from ..conventions.poses import WALK_SPEED, wrap_degrees
 from .edited import Edits, no_edits
 from .simulator import Simulator
 from .terrain import World
 
 SLOWEST = 16.0
+_WANDER = ((2.0, 30.0), (1.0, 10.0))  # degrees of pitch and yaw to either side, log-uniform for each walk
 _MOTION = [Action.FORWARD, Action.BACK, Action.LEFT, Action.RIGHT, Action.CAMERA_PITCH, Action.CAMERA_YAW]
 _MIXED = ("explore", "turn_away", "aba", "abca", "look360", "loop")
 KINDS = (*_MIXED, "edit", "contact")
@@ -261,6 +262,17 @@ def _plan(rng: Rng, length: int, kind: str, grid: bool, slow: float, beside: flo
     return np.stack(plan[:length])
 
 
+def _unsteady(rng: Rng, length: int) -> NDArray[np.float64]:
+    """Degrees of pitch and yaw by which eyes wander on a walk, [length, 2]: slowly or fast, a little or a lot."""
+    found = []
+    for least, most in _WANDER:
+        scale = np.exp(rng.uniform(np.log(least), np.log(most)))
+        every = np.exp(rng.uniform(np.log(4.0), np.log(40.0)))
+        knots = rng.uniform(-scale, scale, int(length / every) + 2)
+        found.append(np.interp(np.arange(length) / every, np.arange(len(knots)), knots))
+    return np.stack(found, -1)
+
+
 def sample_trajectories(
     worlds: Sequence[World],
     length: int,
@@ -271,6 +283,7 @@ def sample_trajectories(
     slow: float = 0.0,
     beside: float = 0.0,
     tilted: float = 0.0,
+    unsteady: float = 0.0,
 ) -> Trajectories:
     """Draw one walk per world.
 
@@ -286,6 +299,7 @@ def sample_trajectories(
         slow: Share of plans off the grid whose turns and steps take up to `SLOWEST` times as many frames.
         beside: Share of returns that come back beside the way out (0.4 to 1.7 blocks, up to 12 degrees off the grid).
         tilted: Share of walks that begin looking up or down, and keep so (not of `edit`, whose scripts aim).
+        unsteady: Share of walks whose eyes wander all the way, up and down and to the sides (not of `edit`).
 
     Returns:
         Actions, poses and edits; starts are the spawn moved to dry open ground nearby.
@@ -304,6 +318,12 @@ def sample_trajectories(
         starts[:, 3] = np.where(
             rng.random(len(starts)) < tilted, 15.0 * np.round(angles / 15.0) if grid else angles, 0.0
         )
+    if unsteady > 0.0 and kind != "edit":
+        for i in np.flatnonzero(rng.random(len(plans)) < unsteady):
+            eyes = _unsteady(rng, length)
+            starts[i, 3:] += eyes[0]
+            turns = [Action.CAMERA_PITCH, Action.CAMERA_YAW]
+            plans[i, 1:, turns] += np.diff(eyes, axis=0).T / CAMERA_STEP_DEGREES
     index = np.arange(n * candidates) // candidates
     if kind == "edit":
         poses, edits = _walk_editing(worlds, index, starts, plans)

@@ -3,8 +3,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from decmem_env.conventions.actions import Action
-from decmem_env.conventions.poses import is_exact, is_near
+from decmem_env.conventions.actions import CAMERA_STEP_DEGREES, Action
+from decmem_env.conventions.poses import is_exact, is_near, wrap_degrees
 from decmem_env.revisit.matches import match_poses
 from decmem_env.worlds import Simulator, sample_trajectories
 from decmem_env.worlds.blocks import PLACED
@@ -108,3 +108,17 @@ def test_tilted_walks_look_up_or_down_all_the_way(worlds):
     assert (level.poses[:, 0, 3] == 0).all()
     assert len(set(tilted.poses[:, 0, 3].tolist())) > 2 and (tilted.poses[:, 0, 3] % 15 == 0).all()
     np.testing.assert_allclose(tilted.poses[..., 3] - level.poses[..., 3], tilted.poses[:, :1, 3] * np.ones((1, 60)))
+
+
+def test_unsteady_eyes_wander_up_and_down_and_back_to_other_angles(worlds):
+    worlds = worlds[:1] * 8
+    walks = sample_trajectories(worlds, 120, np.random.default_rng(6), "mixed", candidates=1, unsteady=1.0)
+    pitch = walks.poses[..., 3]
+    assert (np.ptp(pitch, axis=1) > 1.0).all() and np.abs(pitch).max() <= 60.0
+    assert len(np.unique(np.round(np.ptp(pitch, axis=1)))) > 3  # some hardly, some a lot
+    turned = np.diff(walks.poses[..., 3:], axis=1)
+    asked = CAMERA_STEP_DEGREES * walks.actions[:, 1:, [Action.CAMERA_PITCH, Action.CAMERA_YAW]]
+    np.testing.assert_allclose(wrap_degrees(turned - asked), 0.0, atol=1e-3)  # the actions tell of it
+    aiming = sample_trajectories(worlds, 60, np.random.default_rng(6), "edit", candidates=1, unsteady=1.0)
+    steady = sample_trajectories(worlds, 60, np.random.default_rng(6), "edit", candidates=1)
+    np.testing.assert_array_equal(aiming.actions, steady.actions)

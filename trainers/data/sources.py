@@ -36,6 +36,7 @@ def open_stream(
             slow=data.slow,
             beside=data.beside,
             tilted=data.tilted,
+            unsteady=data.unsteady,
         )
     urgent = [VALIDATION_JOB + i for i in range(config.run.validation_worlds)] if ranks.main else []
     start = -(-first // ranks.size) * ranks.size + ranks.rank

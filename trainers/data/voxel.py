@@ -15,6 +15,7 @@ from .stream import Episodes
 TRAINING_SEEDS = 7_000_000  # 0 .. this - 1
 VALIDATION_SEED = 7_000_000  # the first of 1,000
 CHANGED_LEVELS, CHANGED_PIXELS = 16, 8
+_SHARES = ("slow", "beside", "tilted", "unsteady")  # of `sample_trajectories`
 VALIDATION_JOB = 1 << 40  # job numbers from here on are validation worlds
 
 
@@ -33,6 +34,7 @@ class VoxelJob:
         slow: Share of those off the grid that turn and walk slowly; none in validation worlds.
         beside: Share of returns beside the way out; none in validation worlds.
         tilted: Share of trajectories whose player looks up or down all the way; none in validation worlds.
+        unsteady: Share of those without edits whose player's eyes wander; none in validation worlds.
     """
 
     seed: int
@@ -45,6 +47,7 @@ class VoxelJob:
     slow: float = 0.0
     beside: float = 0.0
     tilted: float = 0.0
+    unsteady: float = 0.0
 
     def __call__(self, number: int) -> list[Episodes]:
         """Run job `number`; numbers from `VALIDATION_JOB` on give one validation world each."""
@@ -65,8 +68,8 @@ class VoxelJob:
             editing = self.edits > 0 and not validation and rng.random() < self.edits
             touching = self.contact > 0 and rng.random() < self.contact
             kind = "edit" if editing else "contact" if touching else self.kind
-            slow, beside, tilted = (0.0, 0.0, 0.0) if validation else (self.slow, self.beside, self.tilted)
-            walks = sample_trajectories(worlds, self.length, rng, kind, grid, slow=slow, beside=beside, tilted=tilted)
+            shares: dict[str, Any] = {name: 0.0 if validation else getattr(self, name) for name in _SHARES}
+            walks = sample_trajectories(worlds, self.length, rng, kind, grid, **shares)
             for i in range(len(worlds)):
                 actions[i].append(np.asarray(walks.actions[i], np.float32))
                 poses[i].append(np.asarray(walks.poses[i], np.float64))
