@@ -30,6 +30,7 @@ decmem revisit --worlds 7000000-7000003 --kinds turn_away --seeds 1             
 decmem revisit --checkpoint runs/decmem/ema --window-checkpoint runs/window/ema --json r.json
 decmem revisit --worlds 8000000-8000007 --memory memory,dense --json dense.json                dense attention beside it
 decmem revisit --worlds 8000000-8000007 --long-run --json long.json                            1,000 generated frames
+decmem revisit --worlds 8000000-8000015 --beside --json b.json                single frames beside known ones
 decmem revisit --worlds 8000000-8000063 --edits --seeds 1 --json e.json --sheet e.png          blocks broken and placed
 
 Worlds: choose on 7000000-7000999, report on 8000000-8000999. The same worlds and paths come out on every device.
@@ -64,6 +65,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--window-checkpoint", metavar="C", help="a model trained without memory, as a third floor")
     parser.add_argument("--no-floors", action="store_true", help="leave out the rows without memory (faster)")
     parser.add_argument("--long-run", action="store_true", help="a loop of true frames, then 1,000 generated ones")
+    parser.add_argument(
+        "--beside", action="store_true", help="single frames at set turns, tilts and steps from a remembered one"
+    )
     parser.add_argument("--edits", action="store_true", help="the model breaks and places blocks, leaves, comes back")
     parser.add_argument("--per-world", type=positive, default=4, metavar="N", help="with --edits: of each (default: 4)")
     parser.add_argument("--sheet", type=Path, metavar="F", help="with --edits: right and wrong returns (PNG)")
@@ -85,6 +89,8 @@ def run(options: argparse.Namespace) -> int:
     modes = _choices("--memory", options.memory, ("memory", "dense", "decay", "off", "window"))
     if options.edits and (options.long_run or options.html is not None):
         raise CommandError("--edits goes without --long-run and --html: its pictures come with --sheet F.png")
+    if options.beside and (options.edits or options.long_run or options.html is not None):
+        raise CommandError("--beside goes without --edits, --long-run and --html")
     if options.sheet is not None and not options.edits:
         raise CommandError("--sheet belongs to --edits: the page of the other tests comes with --html F.html")
     for path in (options.json, options.html, options.sheet):
@@ -105,6 +111,8 @@ def run(options: argparse.Namespace) -> int:
     rows = standard_contenders(model, modes, forgetful, floors=not options.no_floors)
     height, width = frame_size(model)
     renderer = Renderer(height=height, width=width, device=device)
+    if options.beside:
+        return _beside(options, model, seeds, renderer, device)
     with Bar(len(seeds), "building worlds and walks", "world") as bar:
         if options.edits:
             test = _edits(options, seeds, renderer, rows, device, bar)
@@ -115,6 +123,20 @@ def run(options: argparse.Namespace) -> int:
     )
     say(f"{time.monotonic() - begun:.0f} s in all")
     return code
+
+
+def _beside(options: argparse.Namespace, model: Any, seeds: list[int], renderer: Any, device: str) -> int:
+    """Single frames beside remembered ones."""
+    from ..results import write_json
+    from ..revisit.beside import beside_records, beside_table, measure
+
+    with Bar(len(seeds), "frames beside known ones", "world") as bar:
+        found = beside_records(measure(model, seeds, renderer, bar.add), device=device)
+    print(beside_table(found))
+    if options.json is not None:
+        write_json(options.json, found)
+        print(options.json)
+    return 0
 
 
 def _revisits(

@@ -98,6 +98,16 @@ def test_revisit_edits(tmp_path, capsys):
     assert "--sheet" in capsys.readouterr().err
 
 
+def test_revisit_beside(tmp_path, capsys):
+    argv = ["revisit", *DEBUG, "--worlds", "7000002", "--beside"]
+    assert main([*argv, "--json", str(tmp_path / "b.json")]) == 0
+    assert "pitch_2" in capsys.readouterr().out
+    found = {item["name"]: item for item in results.read_results(tmp_path / "b.json")}
+    assert found["beside.exact.copy.psnr_db"]["value"] > 99.0
+    assert found["beside.pitch_8.copy.psnr_db"]["value"] < found["beside.pitch_2.copy.psnr_db"]["value"] < 99.0
+    assert main([*argv, "--edits"]) == 2
+
+
 def test_data_make_and_index(tmp_path, capsys):
     argv = ["data", "make", "--out", str(tmp_path), "--clips", "2", "--frames", "12", "--seeds", "7000000-7000009"]
     assert main([*argv, "--height", "32", "--width", "64", "--device", "cpu"]) == 0

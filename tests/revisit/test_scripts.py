@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from decmem_env.conventions.poses import is_exact
+from decmem_env.revisit.beside import OFFSETS, moved
 from decmem_env.revisit.matches import EXACT, NEAR, in_gap, match_poses
 from decmem_env.revisit.scripts import KINDS, build_long_run, context_frames, generated_frames
 from decmem_env.revisit.worlds import build_course
@@ -50,3 +51,14 @@ def test_long_run_follows_its_loop():
     assert (late > 0).mean() > 0.8
     exact = (late == EXACT).mean()
     assert exact < 0.5  # jittered off the grid
+
+
+def test_offsets_are_turns_and_steps_in_the_players_own_axes():
+    pose = np.array([1.0, 2.0, 3.0, 10.0, 90.0])
+    rng = np.random.default_rng(0)
+    np.testing.assert_allclose(moved(pose, OFFSETS["exact"], rng), pose)
+    turned = moved(pose, OFFSETS["yaw_8"], rng) - pose
+    assert abs(turned[4]) == 8.0 and not turned[:4].any()
+    ahead, side = moved(pose, OFFSETS["ahead_1"], rng) - pose, moved(pose, OFFSETS["side_1"], rng) - pose
+    np.testing.assert_allclose(ahead[:3], [-1.0, 0.0, 0.0], atol=1e-9)  # a yaw of 90 degrees looks along -x
+    np.testing.assert_allclose(np.abs(side[:3]), [0.0, 0.0, 1.0], atol=1e-9)
