@@ -1,8 +1,8 @@
 """One generated frame beside a remembered one: which way of being beside it costs what.
 
 The tables of revisits mix all ways in which a view differs from what memory holds. Here the model watches a walk, and
-is then asked for single frames at set distances from one of its poses: turned, tilted, or a step aside. Nothing has been
-generated before, so what is scored is fetching and moving a picture, and nothing else.
+is then asked for single frames at set distances from one of its poses: turned, tilted, or a step aside. Nothing has
+been generated before, so what is scored is fetching and moving a picture, and nothing else.
 """
 
 from __future__ import annotations
