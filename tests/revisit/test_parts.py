@@ -85,6 +85,14 @@ def test_sidecar_keeps_parts_and_knows_its_run(measure, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A job that a shell started in the background ignores Ctrl-C; these tests are about it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def command(fakes, blocks, walks, monkeypatch, tmp_path):
     """`decmem revisit` on the fakes; `before` is called with the number of each batch that is to be scored."""
