@@ -30,7 +30,7 @@ decmem revisit --worlds 7000000-7000003 --kinds turn_away --seeds 1             
 decmem revisit --checkpoint runs/decmem/ema --window-checkpoint runs/window/ema --json r.json
 decmem revisit --worlds 8000000-8000007 --memory memory,dense --json dense.json                dense attention beside it
 decmem revisit --worlds 8000000-8000007 --long-run --json long.json                            1,000 generated frames
-decmem revisit --worlds 8000000-8000015 --beside --json b.json                single frames beside known ones
+decmem revisit --worlds 8000000-8000015 --beside --json b.json                                 frames beside known ones
 decmem revisit --worlds 8000000-8000063 --edits --seeds 1 --json e.json --sheet e.png          blocks broken and placed
 
 Worlds: choose on 7000000-7000999, report on 8000000-8000999. The same worlds and paths come out on every device.
@@ -91,6 +91,8 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError("--edits goes without --long-run and --html: its pictures come with --sheet F.png")
     if options.beside and (options.edits or options.long_run or options.html is not None):
         raise CommandError("--beside goes without --edits, --long-run and --html")
+    if options.beside and (len(modes) > 1 or options.window_checkpoint):
+        raise CommandError("--beside scores one row: give a single --memory and no --window-checkpoint")
     if options.sheet is not None and not options.edits:
         raise CommandError("--sheet belongs to --edits: the page of the other tests comes with --html F.html")
     for path in (options.json, options.html, options.sheet):
@@ -112,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
     height, width = frame_size(model)
     renderer = Renderer(height=height, width=width, device=device)
     if options.beside:
-        return _beside(options, model, seeds, renderer, device)
+        return _beside(options, rows[0], seeds, renderer, device)
     with Bar(len(seeds), "building worlds and walks", "world") as bar:
         if options.edits:
             test = _edits(options, seeds, renderer, rows, device, bar)
@@ -125,17 +127,16 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _beside(options: argparse.Namespace, model: Any, seeds: list[int], renderer: Any, device: str) -> int:
+def _beside(options: argparse.Namespace, row: Any, seeds: list[int], renderer: Any, device: str) -> int:
     """Single frames beside remembered ones."""
     from ..results import write_json
     from ..revisit.beside import beside_records, beside_table, measure
 
     with Bar(len(seeds), "frames beside known ones", "world") as bar:
-        found = beside_records(measure(model, seeds, renderer, bar.add), device=device)
-    print(beside_table(found))
+        found = beside_records(measure(row, seeds, renderer, options.steps, bar.add), row.name, device=device)
+    print(beside_table(found, row.name))
     if options.json is not None:
-        write_json(options.json, found)
-        print(options.json)
+        print(write_json(options.json, found))
     return 0
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ..conventions.actions import ACTION_DIM
 from ..metrics import bootstrap, psnr
 from ..results import Record, record
-from ..rollout import decoded_truth, whole_context
+from ..rollout import decoded_truth, roll_out, whole_context
+from .evaluate import Contender
 from .visible import visible_mask
 
 CONTEXT, RECENT = 120, 30  # frames watched, and the last of them that are not asked for
@@ -43,7 +44,7 @@ class Score(NamedTuple):
     """PSNR in dB of one frame over what the anchor shows of it: the model's, the autoencoder's, the anchor copied."""
 
     world: int
-    memory: float
+    made: float
     bound: float
     copy: float
 
@@ -62,14 +63,19 @@ def moved(pose: NDArray[np.float64], offset: Sequence[float], rng: np.random.Gen
 
 
 def measure(
-    model: Any, seeds: Sequence[int], renderer: Any, progress: Callable[[int], None] = lambda n: None
+    contender: Contender,
+    seeds: Sequence[int],
+    renderer: Any,
+    steps: int | None = None,
+    progress: Callable[[int], None] = lambda n: None,
 ) -> dict[str, list[Score]]:
     """Score all offsets in all worlds.
 
     Args:
-        model: A `WorldModel`.
+        contender: A model and how much memory it may use.
         seeds: World seeds.
         renderer: A `worlds.Renderer`.
+        steps: Denoising steps; the model's own number when None.
         progress: Called once a world.
 
     Returns:
@@ -77,13 +83,13 @@ def measure(
     """
     found: dict[str, list[Score]] = {name: [] for name in OFFSETS}
     for seed in seeds:
-        for name, score in _in_world(model, seed, renderer):
+        for name, score in _in_world(contender, seed, renderer, steps):
             found[name].append(score)
         progress(1)
     return found
 
 
-def _in_world(model: Any, seed: int, renderer: Any) -> Iterator[tuple[str, Score]]:
+def _in_world(contender: Contender, seed: int, renderer: Any, steps: int | None) -> Iterator[tuple[str, Score]]:
     from ..worlds import generate_world, sample_trajectories
 
     rng, world = np.random.default_rng([int(seed), CONTEXT]), generate_world(seed)
@@ -95,7 +101,8 @@ def _in_world(model: Any, seed: int, renderer: Any) -> Iterator[tuple[str, Score
         return renderer.render(blocks, np.zeros(len(at), np.int64), at, depth=True)
 
     seen = render(poses)
-    root = model.start(seed=1)
+    model = contender.model
+    root = model.start(seed=1, memory=contender.memory, steps=steps)
     root.observe(*whole_context(model, seen.rgb.cpu().numpy(), actions, poses))
     for anchor in rng.choice(CONTEXT - RECENT, ANCHORS, replace=False):
         for name, offset in OFFSETS.items():
@@ -105,40 +112,41 @@ def _in_world(model: Any, seed: int, renderer: Any) -> Iterator[tuple[str, Score
             if truth.depth.min() < LEAST_DEPTH or mask.float().mean() < LEAST_VISIBLE:
                 continue
             asked = root.fork(1)[0]
-            made = torch.as_tensor(model.step([asked], np.zeros((1, 1, ACTION_DIM), np.float32), pose[None])[0])
+            still = np.zeros((1, 1, ACTION_DIM), np.float32)
+            made = roll_out(model, [asked], still, pose[None], device=truth.rgb.device)[0]
             asked.close()
-            shown = (made.to(truth.rgb.device), decoded_truth(model, truth.rgb), seen.rgb[[anchor]])
+            shown = (made, decoded_truth(model, truth.rgb), seen.rgb[[anchor]])
             yield name, Score(int(seed), *(float(psnr(frames, truth.rgb, mask[None])[0]) for frames in shown))
     root.close()
 
 
-def beside_records(scores: dict[str, list[Score]], *, device: str) -> list[Record]:
-    """A record for every offset and row."""
+def beside_records(scores: dict[str, list[Score]], name: str, *, device: str) -> list[Record]:
+    """A record for every offset and row; the contender's has its `name`."""
     result = []
-    for name, found in scores.items():
-        for row in ("memory", "bound", "copy"):
-            estimate = bootstrap([getattr(score, row) for score in found], [score.world for score in found])
+    for offset, found in scores.items():
+        for row, field in ((name, "made"), ("bound", "bound"), ("copy", "copy")):
+            estimate = bootstrap([getattr(score, field) for score in found], [score.world for score in found])
             details = {
                 "low": estimate.low,
                 "high": estimate.high,
                 "frames": len(found),
                 "worlds": estimate.groups,
             }
-            result.append(record(f"beside.{name}.{row}.psnr_db", estimate.mean, "dB", device=device, details=details))
+            result.append(record(f"beside.{offset}.{row}.psnr_db", estimate.mean, "dB", device=device, details=details))
     return result
 
 
-def beside_table(found: list[Record]) -> str:
+def beside_table(found: list[Record], name: str) -> str:
     """The records for a terminal."""
-    lines = [f"{'beside by':26}{'memory':>9}{'95 %':>15}{'bound':>8}{'copy':>8}{'frames':>8}{'worlds':>8}"]
+    lines = [f"{'beside by':26}{name:>9}{'95 %':>15}{'bound':>8}{'copy':>8}{'frames':>8}{'worlds':>8}"]
     by_name = {item["name"]: item for item in found}
-    for name in OFFSETS:
-        memory, bound, copy = (by_name[f"beside.{name}.{row}.psnr_db"] for row in ("memory", "bound", "copy"))
-        if memory["value"] is None:
+    for offset in OFFSETS:
+        made, bound, copy = (by_name[f"beside.{offset}.{row}.psnr_db"] for row in (name, "bound", "copy"))
+        if made["value"] is None:
             continue
-        facts = memory["details"]
+        facts = made["details"]
         lines.append(
-            f"{name:26}{memory['value']:9.2f}{facts['low']:8.1f} to {facts['high']:.1f}"
+            f"{offset:26}{made['value']:9.2f}{facts['low']:8.1f} to {facts['high']:.1f}"
             f"{bound['value']:8.2f}{copy['value']:8.2f}{facts['frames']:8d}{facts['worlds']:8d}"
         )
     return "\n".join(lines)

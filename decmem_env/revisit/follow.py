@@ -41,9 +41,3 @@ def steer(poses: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[n
     action[:, Action.FORWARD], action[:, Action.BACK] = np.maximum(ahead, 0), np.maximum(-ahead, 0)
     action[:, Action.RIGHT], action[:, Action.LEFT] = np.maximum(right, 0), np.maximum(-right, 0)
     return action
-
-
-def smooth_jitter(rng: np.random.Generator, frames: int, scale: float, every: int = 12) -> NDArray[np.float64]:
-    """Random offsets within +-scale that wander slowly: new values every `every` frames, joined by lines, [frames]."""
-    knots = rng.uniform(-scale, scale, frames // every + 2)
-    return np.interp(np.arange(frames) / every, np.arange(len(knots)), knots)

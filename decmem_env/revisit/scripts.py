@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .follow import follow, smooth_jitter
+from .follow import follow
 from .matches import EXACT, NEAR, in_gap, match_poses
 from .plans import PLANS, Plan, act, loop, wait, wander
 
@@ -131,7 +131,7 @@ def build_long_run(world: Any, generated: int = 1000, tries: int = 48) -> Script
     Returns:
         The script, or None where no square fits.
     """
-    from ..worlds import Simulator
+    from ..worlds import Simulator, smooth_jitter
 
     rng = np.random.default_rng([int(world.seed), len(KINDS), generated])
     lap, _ = loop(rng, True, 90, False)  # a square of 4 x (edge + 6) >= 100 frames

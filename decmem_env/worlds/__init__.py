@@ -5,7 +5,7 @@ from .renderer import RenderedFrames, Renderer
 from .simulator import Simulator, step_all
 from .structures import Landmark
 from .terrain import World, generate_world
-from .trajectories import Trajectories, sample_trajectories
+from .trajectories import Trajectories, sample_trajectories, smooth_jitter
 
 VERSION = 1  # of blocks, textures and physics: golden hashes in the tests keep it frozen
 
@@ -20,5 +20,6 @@ __all__ = [
     "generate_world",
     "native_library",
     "sample_trajectories",
+    "smooth_jitter",
     "step_all",
 ]

@@ -262,14 +262,19 @@ def _plan(rng: Rng, length: int, kind: str, grid: bool, slow: float, beside: flo
     return np.stack(plan[:length])
 
 
+def smooth_jitter(rng: Rng, frames: int, scale: float, every: float = 12) -> NDArray[np.float64]:
+    """Random offsets within +-scale that wander slowly: new values every `every` frames, joined by lines, [frames]."""
+    knots = rng.uniform(-scale, scale, int(frames // every) + 2)
+    return np.interp(np.arange(frames) / every, np.arange(len(knots)), knots)
+
+
 def _unsteady(rng: Rng, length: int) -> NDArray[np.float64]:
     """Degrees of pitch and yaw by which eyes wander on a walk, [length, 2]: slowly or fast, a little or a lot."""
     found = []
     for least, most in _WANDER:
         scale = np.exp(rng.uniform(np.log(least), np.log(most)))
         every = np.exp(rng.uniform(np.log(4.0), np.log(40.0)))
-        knots = rng.uniform(-scale, scale, int(length / every) + 2)
-        found.append(np.interp(np.arange(length) / every, np.arange(len(knots)), knots))
+        found.append(smooth_jitter(rng, length, scale, every))
     return np.stack(found, -1)
 
 

@@ -106,6 +106,8 @@ def test_revisit_beside(tmp_path, capsys):
     assert found["beside.exact.copy.psnr_db"]["value"] > 99.0
     assert found["beside.pitch_8.copy.psnr_db"]["value"] < found["beside.pitch_2.copy.psnr_db"]["value"] < 99.0
     assert main([*argv, "--edits"]) == 2
+    assert main([*argv, "--memory", "memory,dense"]) == 2
+    assert "single --memory" in capsys.readouterr().err
 
 
 def test_data_make_and_index(tmp_path, capsys):

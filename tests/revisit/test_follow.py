@@ -1,7 +1,7 @@
 import numpy as np
 
 from decmem_env.conventions.poses import integrate_kinematic, wrap_degrees
-from decmem_env.revisit.follow import follow, smooth_jitter
+from decmem_env.revisit.follow import follow
 
 
 class Flat:
@@ -27,9 +27,3 @@ def test_follow_reaches_every_target():
     assert np.abs(poses[..., [0, 2]] - targets[..., [0, 2]]).max() < 1e-3
     assert np.abs(wrap_degrees(poses[..., 3:] - targets[..., 3:])).max() < 1e-3
     assert actions.dtype == np.float32 and actions.shape == (3, steps, 25)
-
-
-def test_jitter_is_slow_and_bounded():
-    jitter = smooth_jitter(np.random.default_rng(1), 500, 6.0)
-    assert len(jitter) == 500 and np.abs(jitter).max() <= 6.0 and np.abs(jitter).max() > 3.0
-    assert np.abs(np.diff(jitter)).max() <= 1.0 + 1e-9

@@ -6,7 +6,7 @@ import pytest
 from decmem_env.conventions.actions import CAMERA_STEP_DEGREES, Action
 from decmem_env.conventions.poses import is_exact, is_near, wrap_degrees
 from decmem_env.revisit.matches import match_poses
-from decmem_env.worlds import Simulator, sample_trajectories
+from decmem_env.worlds import Simulator, sample_trajectories, smooth_jitter
 from decmem_env.worlds.blocks import PLACED
 from decmem_env.worlds.trajectories import KINDS
 
@@ -110,7 +110,7 @@ def test_tilted_walks_look_up_or_down_all_the_way(worlds):
     np.testing.assert_allclose(tilted.poses[..., 3] - level.poses[..., 3], tilted.poses[:, :1, 3] * np.ones((1, 60)))
 
 
-def test_unsteady_eyes_wander_up_and_down_and_back_to_other_angles(worlds):
+def test_unsteady_eyes_wander_all_the_way(worlds):
     worlds = worlds[:1] * 8
     walks = sample_trajectories(worlds, 120, np.random.default_rng(6), "mixed", candidates=1, unsteady=1.0)
     pitch = walks.poses[..., 3]
@@ -122,3 +122,9 @@ def test_unsteady_eyes_wander_up_and_down_and_back_to_other_angles(worlds):
     aiming = sample_trajectories(worlds, 60, np.random.default_rng(6), "edit", candidates=1, unsteady=1.0)
     steady = sample_trajectories(worlds, 60, np.random.default_rng(6), "edit", candidates=1)
     np.testing.assert_array_equal(aiming.actions, steady.actions)
+
+
+def test_jitter_is_slow_and_bounded():
+    jitter = smooth_jitter(np.random.default_rng(1), 500, 6.0)
+    assert len(jitter) == 500 and np.abs(jitter).max() <= 6.0 and np.abs(jitter).max() > 3.0
+    assert np.abs(np.diff(jitter)).max() <= 1.0 + 1e-9

@@ -15,7 +15,6 @@ from .stream import Episodes
 TRAINING_SEEDS = 7_000_000  # 0 .. this - 1
 VALIDATION_SEED = 7_000_000  # the first of 1,000
 CHANGED_LEVELS, CHANGED_PIXELS = 16, 8
-_SHARES = ("slow", "beside", "tilted", "unsteady")  # of `sample_trajectories`
 VALIDATION_JOB = 1 << 40  # job numbers from here on are validation worlds
 
 
@@ -68,8 +67,18 @@ class VoxelJob:
             editing = self.edits > 0 and not validation and rng.random() < self.edits
             touching = self.contact > 0 and rng.random() < self.contact
             kind = "edit" if editing else "contact" if touching else self.kind
-            shares: dict[str, Any] = {name: 0.0 if validation else getattr(self, name) for name in _SHARES}
-            walks = sample_trajectories(worlds, self.length, rng, kind, grid, **shares)
+            used = 0.0 if validation else 1.0
+            walks = sample_trajectories(
+                worlds,
+                self.length,
+                rng,
+                kind,
+                grid,
+                slow=used * self.slow,
+                beside=used * self.beside,
+                tilted=used * self.tilted,
+                unsteady=used * self.unsteady,
+            )
             for i in range(len(worlds)):
                 actions[i].append(np.asarray(walks.actions[i], np.float32))
                 poses[i].append(np.asarray(walks.poses[i], np.float64))
