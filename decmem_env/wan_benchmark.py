@@ -103,7 +103,8 @@ def filled_session(model: WorldModel, latents: int) -> Session:
             keys, values = (torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2))
             means = keys.unflatten(2, (cfg.blocks_per_frame, -1)).mean(3, dtype=torch.float32)
             pool.write(layer, part, keys, values, means)
-        session.bank.append(slots, np.arange(start, start + len(slots)), np.repeat(_poses(1), len(slots), 0))
+        index, poses = np.arange(start, start + len(slots)), np.repeat(_poses(1), len(slots), 0)
+        session.bank.append(slots, index, poses, np.zeros(len(slots), np.bool_))
     session.next_frame = count
     observe(session, true)
     return session

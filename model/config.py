@@ -45,6 +45,9 @@ class ModelConfig:
         translation_scale: Blocks per unit of camera translation.
         vertical_fov: Degrees; intrinsics of the bundled world.
         marks_generated: Whether frames that the model generated itself carry a learnt mark in memory.
+        keyframe_blocks: Generated frames enter memory only if none in it was taken within so many blocks and
+            `keyframe_degrees` of yaw and pitch (`keyframes`); 0: all do.
+        keyframe_degrees: See `keyframe_blocks`.
         voxel_planes: Faces of voxels along each axis whose crossings every token is told (`voxel_rays`); 0: none, for
             videos whose poses are not in blocks.
         action_dim: Entries of an action; those of a latent's frames are concatenated.
@@ -81,6 +84,8 @@ class ModelConfig:
     translation_scale: float = 16.0
     vertical_fov: float = 70.0
     marks_generated: bool = False
+    keyframe_blocks: float = 0.0
+    keyframe_degrees: float = 0.0
     voxel_planes: int = 0
     action_dim: int = 25
     text_tokens: int = 0
@@ -100,6 +105,11 @@ class ModelConfig:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}: expected one of {', '.join(known)}")
         if self.window < 0:
             raise ValueError(f"model.window is {self.window}: expected at least 0 (no local memory)")
+        if min(self.keyframe_blocks, self.keyframe_degrees) < 0.0:
+            raise ValueError(
+                f"model.keyframe_blocks is {self.keyframe_blocks:g}, model.keyframe_degrees {self.keyframe_degrees:g}: "
+                "expected at least 0 (0 blocks: every frame is kept)"
+            )
         if self.voxel_planes < 0 or (self.voxel_planes and isinstance(self.autoencoder, WanAutoencoderConfig)):
             raise ValueError(
                 f"model.voxel_planes is {self.voxel_planes}: expected at least 0, and 0 for videos with several frames "
@@ -251,7 +261,7 @@ class ModelConfig:
 
 def tiny() -> ModelConfig:
     """The bundled size: 96x160 frames, real-time on a CPU."""
-    return ModelConfig()
+    return ModelConfig(keyframe_blocks=1.0, keyframe_degrees=10.0)
 
 
 def debug() -> ModelConfig:

@@ -239,12 +239,13 @@ class PagePool(PageStore):
 
 
 class MemoryBank:
-    """One session's memory: its pages in order of time, with the frame index and the pose of each.
+    """One session's memory: its pages in order of time, and of each its frame index, its pose and hands at work.
 
     Attributes:
         slots: int64 [n], pages of the pool.
         frame_index: int64 [n], ascending.
         poses: float64 [n, 5].
+        hands: bool [n], frames whose action broke or placed something.
         evicted: Frames forgotten because the budget was used up.
     """
 
@@ -253,6 +254,7 @@ class MemoryBank:
         self.slots: Slots = np.zeros(0, np.int64)
         self.frame_index: NDArray[np.int64] = np.zeros(0, np.int64)
         self.poses: NDArray[np.float64] = np.zeros((0, 5))
+        self.hands: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self.evicted = 0
         pool.register(self)
 
@@ -272,11 +274,14 @@ class MemoryBank:
         """Frames whose keys and values are in host memory."""
         return int(np.count_nonzero(self.pool.places.of[self.slots] < 0))
 
-    def append(self, slots: Slots, frame_index: NDArray[np.int64], poses: NDArray[np.float64]) -> None:
+    def append(
+        self, slots: Slots, frame_index: NDArray[np.int64], poses: NDArray[np.float64], hands: NDArray[np.bool_]
+    ) -> None:
         """Add committed frames; the bank takes over their references."""
         self.slots = np.concatenate([self.slots, slots])
         self.frame_index = np.concatenate([self.frame_index, frame_index])
         self.poses = np.concatenate([self.poses, poses])
+        self.hands = np.concatenate([self.hands, hands])
         self.pool.settle(slots)
 
     def fork(self) -> MemoryBank:
@@ -284,7 +289,7 @@ class MemoryBank:
         child = MemoryBank(self.pool)
         with self.pool.lock:
             self.pool.retain(self.slots)
-            child.append(self.slots, self.frame_index, self.poses)
+            child.append(self.slots, self.frame_index, self.poses, self.hands)
             child.evicted = self.evicted
         return child
 
@@ -304,6 +309,7 @@ class MemoryBank:
         self.slots = np.delete(self.slots, found)
         self.frame_index = np.delete(self.frame_index, found)
         self.poses = np.delete(self.poses, found, 0)
+        self.hands = np.delete(self.hands, found)
         self.evicted += 1
         self.pool.release(np.array([slot], np.int64))
 
@@ -315,3 +321,4 @@ class MemoryBank:
                 pool.release(self.slots)
                 self.slots = self.slots[:0]
                 self.frame_index, self.poses = self.frame_index[:0], self.poses[:0]
+                self.hands = self.hands[:0]

@@ -15,7 +15,8 @@ from .memory import PagePool, Slots
 from .staging import Working, working_set
 from .upload import upload
 
-MODES = ("memory", "dense", "decay", "off", "window")
+MODES = ("memory", "every", "dense", "decay", "off", "window")
+FORGETTING = ("memory", "dense", "decay")  # which see all of the past, and so need to keep only keyframes
 LARGE_FRAME = 320  # tokens; local attention over larger frames goes by dense kernels or in tiles
 
 
@@ -26,11 +27,13 @@ class Row(NamedTuple):
         history: Pages of all committed frames, those committed by this pass included.
         commit: How many of the last ones this pass commits.
         noisy: Pages of the frames being denoised, a chunk for each branch of guidance.
+        forgets: Whether the frames being denoised do not see those that are committed: they will be forgotten.
     """
 
     history: Slots
     commit: int
     noisy: tuple[Slots, ...] = ()
+    forgets: bool = False
 
 
 class Lists(NamedTuple):
@@ -151,8 +154,9 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
     Args:
         pool: Where the pages are.
         rows: Equal in `commit` and in the number of noisy frames.
-        mode: `memory`; `dense`, one softmax over everything; `decay`, the same with what lies before the window weighed
-            down; `off`, no retrieval; `window`, retrieval from the window.
+        mode: `memory` or `every` (they differ in what is committed); `dense`, one softmax over everything; `decay`, the
+            same with what lies before the window weighed down; `off`, no retrieval; `window`, retrieval from the
+            window.
         top_k: Blocks to retrieve for each query block and head.
     """
     config, device = pool.config, pool.device
@@ -166,14 +170,16 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
         entries, far, limit, first = [], [], [], []
         starts = [base + i // chunk * chunk for i in range(row.commit)]
         own = [row.history[start : start + chunk] for start in starts]
+        known = base if row.forgets else len(row.history)
         for branch in row.noisy:
-            starts += [len(row.history)] * chunk
+            starts += [known] * chunk
             own += [branch] * chunk
         for start, mine in zip(starts, own, strict=True):
             low = max(0, start - window)
             entries.append(np.concatenate([row.history[0 if mode == "dense" else low : start], mine]))
             far.append(row.history[:low])
-            allowed = {"memory": low if union else start, "window": 0 if union else start}.get(mode, 0)
+            reach = low if union else start
+            allowed = {"memory": reach, "every": reach, "window": 0 if union else start}.get(mode, 0)
             limit.append(allowed)
             first.append(low if mode == "window" and not union else 0)
         local.append(entries)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .world_model import WorldModel
 
 FORMAT = "decmem-snapshot"
-VERSION = 2
+VERSION = 3
 
 
 class SnapshotError(ValueError):
@@ -64,6 +64,7 @@ class Snapshot:
                 "generator": session.generator.get_state(),
                 "frame_index": torch.from_numpy(bank.frame_index.copy()),
                 "poses": torch.from_numpy(bank.poses.copy()),
+                "hands": torch.from_numpy(bank.hands.copy()),
             }
             if session.origin is not None:
                 arrays["origin"] = torch.from_numpy(session.origin.copy())
@@ -121,10 +122,10 @@ class Snapshot:
         with model.lock:
             session = Session(model, self.facts["seed"], Settings(**self.facts["settings"]))
             bank, arrays = session.bank, self.arrays
-            index, poses = arrays["frame_index"].numpy().copy(), arrays["poses"].numpy().copy()
+            index, poses, hands = (arrays[name].numpy().copy() for name in ("frame_index", "poses", "hands"))
             if self._pool is model.pool and self._pages is None:
                 model.pool.retain(self._slots)
-                bank.append(self._slots, index, poses)
+                bank.append(self._slots, index, poses, hands)
             elif len(index):
                 if len(index) > model.pool.room(at_once=False):
                     raise SnapshotError(
@@ -137,7 +138,7 @@ class Snapshot:
                     slots = model.pool.allocate(min(model.pool.room(), len(index) - done), last)
                     part, last = slice(done, done + len(slots)), int(slots[-1])
                     model.pool.copy_in(slots, self.pages().part(part))
-                    bank.append(slots, index[part], poses[part])
+                    bank.append(slots, index[part], poses[part], hands[part])
                     done += len(slots)
             bank.evicted = self.facts["evicted"]
             session.forks, session.next_frame = self.facts["forks"], self.facts["next_frame"]

@@ -19,10 +19,11 @@ from ..conventions.actions import validate_vector
 from ..conventions.poses import normalised_intrinsics, projective_matrices, validate_poses
 from . import checkpoint, flow
 from .attention import BlockLists
+from .keyframes import covered, hands_used
 from .memory import PagePool
 from .memory_layout import CPU_MEMORY
 from .pass_graphs import PassGraphs
-from .passes import MODES, Plan, Row, plan_pass
+from .passes import FORGETTING, MODES, Plan, Row, plan_pass
 from .position import FrameMatrices, Positions
 from .products import cpu_products
 from .session import Pending, Session, Settings
@@ -150,8 +151,9 @@ class WorldModel:
 
         Args:
             seed: Of its noise.
-            memory: `memory`, the model's own; `dense`, attention to everything; `decay`, the same with frames
-                before the window weighed down; `off`, the window only; `window`, retrieval from the window's frames.
+            memory: `memory`, the model's own; `every`, the same, but every generated frame is kept (see `keyframes`);
+                `dense`, attention to everything; `decay`, the same with frames before the window weighed down; `off`,
+                the window only; `window`, retrieval from the window's frames.
             top_k: Retrieved blocks; the config's by default.
             steps: Sampler steps; the config's by default.
             guidance: Action guidance scale (eq. 14), 1 is off; the config's by default.
@@ -270,15 +272,16 @@ class WorldModel:
         cfg, chunk = self.config, self.config.chunk
         branches = 1 if settings.guidance == 1.0 else 2
         states = [session.generator.get_state() for session in sessions]
+        kept = [self._keeps(session) for session in sessions]
         fresh: list[NDArray[np.int64]] = []
         try:
-            for session in sessions:
-                if session.pending is not None:
+            if any(kept):  # all rows of a pass commit: what one of them does without is forgotten behind it
+                for session in sessions:
                     fresh.append(self.pool.allocate(chunk, session.bank.last))
             scratch = self.pool.scratch(len(sessions) * branches * chunk).reshape(len(sessions), branches, chunk)
             new = [self._placed(s, a, p) for s, a, p in zip(sessions, actions, poses, strict=True)]
             old = [session.pending for session in sessions]
-            latents = self._denoise(sessions, old, new, fresh, scratch, settings)
+            latents = self._denoise(sessions, old, new, fresh, kept, scratch, settings)
         except BaseException:
             for slots in fresh:
                 self.pool.release(slots)
@@ -287,8 +290,10 @@ class WorldModel:
             raise
         for i, session in enumerate(sessions):
             done, made = old[i], new[i]
-            if done is not None:
-                session.bank.append(fresh[i], done.frame_index, done.poses)
+            if done is not None and kept[i]:
+                session.bank.append(fresh[i], done.frame_index, done.poses, hands_used(done.actions))
+            elif fresh:
+                self.pool.release(fresh[i])
             if session.origin is None:
                 session.origin = poses[i, 0].copy()
             session.replace_pending(replace(made, latents=latents[i]))
@@ -296,6 +301,13 @@ class WorldModel:
             session.next_frame += chunk
             session.force_lists = None
         assert cfg.chunk == latents.shape[1]
+
+    def _keeps(self, session: Session) -> bool:
+        """Whether the session's newest chunk is to enter its memory."""
+        if session.pending is None:
+            return False
+        forgets = session.settings.memory in FORGETTING and covered(session.bank, session.pending, self.config)
+        return not forgets
 
     def _placed(self, session: Session, actions: NDArray, poses: NDArray) -> Pending:
         index = np.arange(session.next_frame, session.next_frame + self.config.chunk)
@@ -309,16 +321,17 @@ class WorldModel:
         old: list[Pending | None],
         new: list[Pending],
         fresh: list[NDArray[np.int64]],
+        kept: list[bool],
         scratch: NDArray[np.int64],
         settings: Settings,
     ) -> Tensor:
-        """Run the sampler; its first pass also commits the pending chunks. Returns clean latents [n, c, C, h, w]."""
+        """Run the sampler; its first pass also commits the pending chunks, if there are `fresh` pages for them.
+
+        Returns:
+            Clean latents [n, c, C, h, w].
+        """
         chunk, branches = self.config.chunk, scratch.shape[1]
         commit = chunk if fresh else 0
-        histories = [
-            np.concatenate([session.bank.slots, fresh[i]]) if fresh else session.bank.slots
-            for i, session in enumerate(sessions)
-        ]
         origins = [
             poses_of.poses[0] if s.origin is None else s.origin for s, poses_of in zip(sessions, new, strict=True)
         ]
@@ -329,7 +342,11 @@ class WorldModel:
         for number, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
             clean = commit if number == 0 else 0
             if clean not in prepared:  # the first pass, and all others
-                rows = [Row(history, clean, tuple(scratch[i])) for i, history in enumerate(histories)]
+                rows = []
+                for i, session in enumerate(sessions):
+                    written = [fresh[i]] if clean or (fresh and kept[i]) else []
+                    history = np.concatenate([session.bank.slots, *written])
+                    rows.append(Row(history, clean, tuple(scratch[i]), forgets=not kept[i]))
                 parts = [
                     ([done] if clean and done is not None else []) + [frames] * branches
                     for done, frames in zip(old, new, strict=True)
@@ -436,7 +453,7 @@ class WorldModel:
             except BaseException:
                 self.pool.release(slots)
                 raise
-            session.bank.append(slots, piece.frame_index, piece.poses)
+            session.bank.append(slots, piece.frame_index, piece.poses, hands_used(piece.actions))
             done += count
             if progress is not None:
                 progress(count)

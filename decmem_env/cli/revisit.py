@@ -86,7 +86,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the test, print the table, write the files."""
     kinds = _choices("--kinds", options.kinds, KINDS)
-    modes = _choices("--memory", options.memory, ("memory", "dense", "decay", "off", "window"))
+    modes = _choices("--memory", options.memory, ("memory", "every", "dense", "decay", "off", "window"))
     if options.edits and (options.long_run or options.html is not None):
         raise CommandError("--edits goes without --long-run and --html: its pictures come with --sheet F.png")
     if options.beside and (options.edits or options.long_run or options.html is not None):

@@ -197,7 +197,10 @@ def test_bad_input_gets_one_clear_line_and_changes_nothing(model, walk):
         (lambda: session.observe(frames / 255, actions[0], poses[0]), "frames are float64"),
         (lambda: session.observe(frames, actions[0], poses[0]), "2 frames with actions"),
         (lambda: session.observe(frames[:0], actions[0], poses[0]), "frames are uint8"),
-        (lambda: model.start(memory="all"), "memory is 'all': expected one of memory, dense, decay, off, window"),
+        (
+            lambda: model.start(memory="all"),
+            "memory is 'all': expected one of memory, every, dense, decay, off, window",
+        ),
         (lambda: model.start(steps=0), "steps 0"),
         (lambda: model.start(guidance=float("nan")), "guidance nan"),
         (lambda: model.start().decode_context(), "no frame yet"),

@@ -153,7 +153,7 @@ def test_the_bundled_size_streams_exactly(noises, monkeypatch):
 
     monkeypatch.setattr(streaming, "select_blocks", spy)
     velocities = record_velocities(monkeypatch, model)
-    session = model.start(1)
+    session = model.start(1, memory="every")
     clean = [model.autoencoder.encode(torch.as_tensor(walk.frames[:context]))]
     walk.observe(session, 0, context)
     for t in range(context, frames):

@@ -134,8 +134,8 @@ def jumping_clip(
     edits = np.flatnonzero(changes) if changes is not None else np.zeros(0, np.int64)
     bounds = [0, *(int(t) for t in edits if t > 0), len(views)]
     first = int(rng.integers(max(1, frames // 6), max(1, frames // 2) + 1))
-    # Between one jump for every twelve frames and one for every frame.
-    size = float(np.exp(rng.uniform(0.0, np.log(12.0))))
+    # Between one jump for every five frames and one for every frame: with keyframes, the frame before is rarely kept.
+    size = float(np.exp(rng.uniform(0.0, np.log(5.0))))
     if len(bounds) == 2:
         start = int(rng.integers(0, len(views) - first + 1))
         clip.run(start, start + first)
