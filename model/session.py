@@ -278,7 +278,11 @@ class Session:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Facts about this session: memory, budget, timing, checkpoint."""
+        """Facts about this session: memory, budget, timing, checkpoint.
+
+        `covered_frames` were generated beside a remembered view and not kept (`keyframes`), `evicted_frames` dropped for
+        want of room.
+        """
         model = self.model
         frames, far, memory = len(self.bank), self.bank.on_host, model.pool
         return {
@@ -290,6 +294,7 @@ class Session:
             "host_bytes": far * memory.host_page_bytes,
             "fetched_bytes": memory.staging.fetched_bytes(),
             "evicted_frames": self.bank.evicted,
+            "covered_frames": self.next_frame - self.remembered - self.bank.evicted,
             "retrieved_lists": self.last_lists,
             "step_ms": self.step_ms,
             "memory": self.settings.memory,

@@ -54,6 +54,7 @@ def test_views_beside_known_ones_are_forgotten(frugal):
     assert kept(session) == [SEEN + 1, SEEN + 3, SEEN + 4]
     assert frugal.pool.used - used == 3 + 1 + 1  # the true frame that was pending, and the one being denoised
     assert session.next_frame == SEEN + 7
+    assert session.stats["covered_frames"] == 3  # the last frame is still pending
     session.close()
 
 
