@@ -27,6 +27,7 @@ def env_speed(
     measured: int = MEASURED,
     threads: int = THREADS,
     device: str = "cpu",
+    known: bool = False,
 ) -> dict[str, Any]:
     """Time one environment in this process: through `gym.make`, decode included.
 
@@ -37,6 +38,7 @@ def env_speed(
         measured: Steps whose median counts.
         threads: Of torch.
         device: Where the model runs.
+        known: Look around on the spot, where memory has seen everything, instead of walking on.
 
     Returns:
         `frames_per_second` (median step), step times in ms (median, 10 % and 90 %), and the configuration.
@@ -54,20 +56,24 @@ def env_speed(
     script = parse_action_string("W*10 L*24 W*5 R*6")
     repeats = -(-memory_frames // len(script))
     actions = np.concatenate([script] * repeats)[:memory_frames]
+    if known:
+        around = parse_action_string("L*24")[:memory_frames]
+        actions[len(actions) - len(around) :] = around
     actions[0] = 0.0
     scene = Scene(8_000_000, height, width)
     poses = scene.walk(actions)
     truth = scene.film(actions, poses)
     env.reset(seed=0, options={"frames": truth.frames, "actions": actions, "poses": poses})
-    moves = [1, 1, 6, 6, 1, 5, 0, 5]  # walk, turn right, walk, turn left, nothing
-    times = []
+    moves = [5] if known else [1, 1, 6, 6, 1, 5, 0, 5]  # walk, turn right, walk, turn left, nothing
+    times: list[float] = []
     per_step = getattr(env.unwrapped, "frames_per_step", 1)
     for t in range(warm_up + measured):
         start = time.perf_counter()
-        _, _, terminated, truncated, _ = env.step(moves[t % len(moves)])
+        _, _, terminated, truncated, info = env.step(moves[t % len(moves)])
         times.append(time.perf_counter() - start)
         if terminated or truncated:
             raise ValueError(f"the environment ended after {t + 1} steps: the benchmark needs {warm_up + measured}")
+    kept = info["memory_frames"]
     env.close()
     steady = times[warm_up:]
     low, high = np.percentile(steady, [10, 90])
@@ -77,6 +83,7 @@ def env_speed(
         "step_ms_10": 1000 * float(low),
         "step_ms_90": 1000 * float(high),
         "memory_frames": memory_frames,
+        "memory_frames_at_end": kept,
         "threads": threads,
         "checkpoint": checkpoint,
         "warm_up": warm_up,

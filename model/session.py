@@ -280,8 +280,8 @@ class Session:
     def stats(self) -> dict[str, Any]:
         """Facts about this session: memory, budget, timing, checkpoint.
 
-        `covered_frames` were generated beside a remembered view and not kept (`keyframes`), `evicted_frames` dropped for
-        want of room.
+        `covered_frames` were generated beside a remembered view and not kept (`keyframes`), `evicted_frames` were
+        dropped for want of room.
         """
         model = self.model
         frames, far, memory = len(self.bank), self.bank.on_host, model.pool

@@ -12,6 +12,7 @@ from .common import Formatter, add_command, add_model_options, generous_budget, 
 
 _EXAMPLES = """\
 decmem bench cpu --json cpu.json          frames_per_second: three fresh processes, 2 threads, the slowest
+decmem bench cpu --known                  the same while nothing new is seen: no frame is kept
 decmem bench growth --json growth.json    a step at 3,000 frames of memory against one at 100
 decmem bench env --worlds 64 --device cuda
 decmem bench soak --minutes 60 --json soak.json
@@ -42,6 +43,7 @@ def add_parser(commands: Any) -> None:
     cpu.add_argument("--memory-frames", type=positive, default=300, metavar="N", help="remembered first (default: 300)")
     cpu.add_argument("--frames", type=positive, default=200, metavar="N", help="steps that count (default: 200)")
     cpu.add_argument("--processes", type=positive, default=3, metavar="N", help="fresh processes (default: 3)")
+    cpu.add_argument("--known", action="store_true", help="look around where all was seen, instead of walking on")
     cpu.set_defaults(run=run_cpu)
     growth = parts.add_parser("growth", help="what a longer memory costs on this CPU", formatter_class=Formatter)
     growth.add_argument("--checkpoint", default="tiny", metavar="C")
@@ -124,8 +126,10 @@ def run_cpu(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint,
         memory_frames=options.memory_frames,
         measured=options.frames,
+        known=options.known,
     )
-    return _finish("frames_per_second", found, CPU_BAR if options.memory_frames == 300 else None, "cpu", options)
+    bar = CPU_BAR if options.memory_frames == 300 and not options.known else None
+    return _finish("frames_per_second_known" if options.known else "frames_per_second", found, bar, "cpu", options)
 
 
 def run_growth(options: argparse.Namespace) -> int:

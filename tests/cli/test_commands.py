@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from decmem_env import results, soak
+from decmem_env import benchmarks, results, soak
 from decmem_env.cli import main
 from decmem_env.conventions.clips import read_clip
 
@@ -143,6 +143,14 @@ def test_bench_cpu_runs_in_fresh_processes(tmp_path):
     item = results.read_results(tmp_path / "b.json")[0]
     assert item["name"] == "frames_per_second" and item["value"] > 0
     assert len(item["details"]["runs"]) == 2 and min(item["details"]["runs"]) == pytest.approx(item["value"], rel=1e-3)
+
+
+def test_bench_on_known_ground_keeps_nothing():
+    walking, looking = (
+        benchmarks.env_speed(memory_frames=60, warm_up=2, measured=6, threads=1, known=known) for known in (False, True)
+    )
+    assert looking["memory_frames_at_end"] == 61  # the last frame is always there, kept or not
+    assert walking["memory_frames_at_end"] > 61
 
 
 def test_bench_env_counts_every_reset(tmp_path):
