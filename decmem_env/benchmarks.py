@@ -41,7 +41,8 @@ def env_speed(
         known: Look around on the spot, where memory has seen everything, instead of walking on.
 
     Returns:
-        `frames_per_second` (median step), step times in ms (median, 10 % and 90 %), and the configuration.
+        `frames_per_second` (median step), step times in ms (median, 10 % and 90 %), the configuration, and
+        `memory_frames_at_end` (more than before where frames were kept).
     """
     import gymnasium as gym
     import torch

@@ -16,24 +16,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..conventions.actions import ACTION_DIM, Action
+from ..conventions.actions import ACTION_DIM
 from ..conventions.poses import wrap_degrees
 from .config import ModelConfig
+from .voxel_rays import HANDS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .memory import MemoryBank
-    from .session import Pending
+    from .session import Pending, Session
 
 CHANGED_WITHIN = 16.0  # blocks around a hand's work in which a change to one block can be seen
-_HANDS = (Action.ATTACK, Action.PLACE)
+FORGETTING = ("memory", "dense", "decay")  # modes which see all of the past, and so need only keyframes of it
 
 
 def hands_used(actions: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which latent frames break or place something: bool [n] of actions [n, A] (those of all frames of a latent)."""
-    pressed: NDArray[np.bool_] = actions.reshape(len(actions), -1, ACTION_DIM)[..., _HANDS] > 0.5
+    pressed: NDArray[np.bool_] = actions.reshape(len(actions), -1, ACTION_DIM)[..., HANDS] > 0.5
     return np.logical_or.reduce(pressed, (1, 2))
+
+
+def keeps(session: Session) -> bool:
+    """Whether a session's newest chunk is to enter its memory; False where it has none."""
+    if session.pending is None:
+        return False
+    if session.settings.memory not in FORGETTING:
+        return True
+    return not covered(session.bank, session.pending, session.model.config)
 
 
 def covered(bank: MemoryBank, frames: Pending, config: ModelConfig) -> bool:

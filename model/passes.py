@@ -16,7 +16,6 @@ from .staging import Working, working_set
 from .upload import upload
 
 MODES = ("memory", "every", "dense", "decay", "off", "window")
-FORGETTING = ("memory", "dense", "decay")  # which see all of the past, and so need to keep only keyframes
 LARGE_FRAME = 320  # tokens; local attention over larger frames goes by dense kernels or in tiles
 
 

@@ -19,11 +19,11 @@ from ..conventions.actions import validate_vector
 from ..conventions.poses import normalised_intrinsics, projective_matrices, validate_poses
 from . import checkpoint, flow
 from .attention import BlockLists
-from .keyframes import covered, hands_used
+from .keyframes import hands_used, keeps
 from .memory import PagePool
 from .memory_layout import CPU_MEMORY
 from .pass_graphs import PassGraphs
-from .passes import FORGETTING, MODES, Plan, Row, plan_pass
+from .passes import MODES, Plan, Row, plan_pass
 from .position import FrameMatrices, Positions
 from .products import cpu_products
 from .session import Pending, Session, Settings
@@ -272,7 +272,7 @@ class WorldModel:
         cfg, chunk = self.config, self.config.chunk
         branches = 1 if settings.guidance == 1.0 else 2
         states = [session.generator.get_state() for session in sessions]
-        kept = [self._keeps(session) for session in sessions]
+        kept = [keeps(session) for session in sessions]
         fresh: list[NDArray[np.int64]] = []
         try:
             if any(kept):  # all rows of a pass commit: what one of them does without is forgotten behind it
@@ -301,13 +301,6 @@ class WorldModel:
             session.next_frame += chunk
             session.force_lists = None
         assert cfg.chunk == latents.shape[1]
-
-    def _keeps(self, session: Session) -> bool:
-        """Whether the session's newest chunk is to enter its memory."""
-        if session.pending is None:
-            return False
-        forgets = session.settings.memory in FORGETTING and covered(session.bank, session.pending, self.config)
-        return not forgets
 
     def _placed(self, session: Session, actions: NDArray, poses: NDArray) -> Pending:
         index = np.arange(session.next_frame, session.next_frame + self.config.chunk)
