@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from .model.memory_layout import CUDA_BUDGET
+from .model.pass_graphs import PassGraphs
 from .predicted_player import PredictedPoses
 from .rollout import frame_size, frames_per_step, whole_context
 from .rows import Row
@@ -61,6 +62,9 @@ class Dream:
         if memory_budget is None and self.device.startswith("cuda"):
             memory_budget = _budget_of(worlds, torch.cuda.get_device_properties(self.device).total_memory)
         self.model = load_model(checkpoint, self.device, memory_budget)
+        if worlds > 1 and self.device.startswith("cuda") and self.model.graphs is None:
+            # The passes of many small worlds take longer to launch than to compute.
+            self.model.graphs = PassGraphs(self.model.streamer)
         self.height, self.width = frame_size(self.model)
         self.frames_per_step = frames_per_step(self.model)
         self.poses = None if self.model.pose_predictor is None else PredictedPoses(self.model, self.film)

@@ -35,6 +35,7 @@ class Generation:
         sha256: Of the weights.
         memory: `memory`, `dense`, `off` or `window`.
         steps: Denoising steps.
+        new_view_steps: The same of frames that show something new (`model.keyframes`).
         guidance: Action guidance scale; 1 is off.
         seed: Of the noise; sample i uses seed + i.
         start_frame: First frame of the clip that is used.
@@ -44,6 +45,7 @@ class Generation:
     sha256: str
     memory: str
     steps: int
+    new_view_steps: int
     guidance: float
     seed: int
     start_frame: int
@@ -66,6 +68,7 @@ class Generation:
             model.sha256,
             memory,
             int(model.config.steps if steps is None else steps),
+            max(model.config.steps, model.config.new_view_steps) if steps is None else int(steps),
             max(scale, 1.0),
             seed,
             start_frame,
@@ -211,7 +214,7 @@ def continue_clip(
     # Whole chunks are generated along the clip's own actions where it has them, then cut.
     chunk = frames_per_step(model)
     part = slice(condition, min(len(clip), condition + math.ceil(count / chunk) * chunk))
-    session = model.start(seed=how.seed + number, memory=how.memory, steps=how.steps, guidance=how.guidance)
+    session = model.start(how.seed + number, how.memory, None, how.steps, how.guidance, how.new_view_steps)
     try:
         session.observe(clip.frames[:condition], clip.actions[:condition], clip.poses[:condition], progress)
         begun = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Picture metrics: PSNR (plain and masked), SSIM, sharpness, and the bootstrap over worlds.
+"""Picture metrics: PSNR (plain and masked), SSIM, sharpness, the bootstrap over worlds, and the Frechet distance.
 
-All of them take uint8 frames [N, H, W, 3] (numpy or torch, any device) and return one float per frame. A score of a
-set is the mean over frames of the per-frame value, never the value of a pooled error (`WorldMem` has used both).
+Those of pictures take uint8 frames [N, H, W, 3] (numpy or torch, any device) and return one float per frame. A score
+of a set is the mean over frames of the per-frame value, never the value of a pooled error (`WorldMem` has used both).
 """
 
 from __future__ import annotations
@@ -143,6 +143,40 @@ def bootstrap(
     low, high = np.percentile(estimates, [2.5, 97.5])
     mean = float(combine(sums[None], counts[None])[0])
     return Estimate(mean, float(low), float(high), len(value), len(names))
+
+
+def moments(samples: torch.Tensor) -> NDArray[np.float64]:
+    """Sums over samples of the outer products of (1, x): what a Gaussian is fitted to. They add up over parts.
+
+    Args:
+        samples: [..., N, C], N samples of C channels.
+
+    Returns:
+        float64 [..., C + 1, C + 1]; the corner holds N.
+    """
+    x = samples.double()
+    x = torch.cat([torch.ones_like(x[..., :1]), x], -1)
+    return (x.transpose(-1, -2) @ x).cpu().numpy()
+
+
+def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Squared Frechet distance of the Gaussians that have these `moments` [C + 1, C + 1]; 0 if they are equal.
+
+    |mean a - mean b|^2 + trace(A + B - 2 sqrt(A B)) with covariances A and B; few samples make it larger.
+    """
+    (mean_a, cov_a), (mean_b, cov_b) = _gaussian(a), _gaussian(b)
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(values.clip(0.0))) @ vectors.T
+    # The trace of sqrt(A B) is that of the square root of a symmetric product.
+    shared = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0.0)).sum()
+    return float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2.0 * shared)
+
+
+def _gaussian(sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean [C] and covariance [C, C] of `moments`."""
+    normed = sums / sums[0, 0]
+    mean = normed[0, 1:]
+    return mean, normed[1:, 1:] - np.outer(mean, mean)
 
 
 def _frames_at_once(frames: torch.Tensor) -> int:

@@ -54,6 +54,7 @@ class ModelConfig:
         text_tokens: Length of the fixed text context that cross-attention sees, 0 for no text (and no such layers).
         text_width: Channels of that context.
         steps: Default sampler steps.
+        new_view_steps: The same, if more, of frames without a remembered view within the keyframes' distances.
         shift: Of the sampler's flow times towards noise, t' = shift t / (1 + (shift - 1) t).
         sampler: `euler`, or `renoise` (each step predicts the clean latent and adds fresh noise of the next level).
         guidance: Default action guidance scale (1 is off; eq. 14).
@@ -91,6 +92,7 @@ class ModelConfig:
     text_tokens: int = 0
     text_width: int = 4096
     steps: int = 1
+    new_view_steps: int = 1
     shift: float = 1.0
     sampler: str = "euler"
     guidance: float = 1.0
@@ -109,6 +111,10 @@ class ModelConfig:
             raise ValueError(
                 f"model.keyframe_blocks is {self.keyframe_blocks:g}, model.keyframe_degrees {self.keyframe_degrees:g}: "
                 "expected at least 0 (0 blocks: every frame is kept)"
+            )
+        if self.new_view_steps < 1 or (self.new_view_steps > 1 and not self.keyframe_blocks):
+            raise ValueError(
+                f"model.new_view_steps is {self.new_view_steps}: expected at least 1, and 1 without keyframe_blocks"
             )
         if self.voxel_planes < 0 or (self.voxel_planes and isinstance(self.autoencoder, WanAutoencoderConfig)):
             raise ValueError(

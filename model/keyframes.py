@@ -8,6 +8,9 @@ with the ground covered instead of with time.
 
 Where hands have been at work nothing that was seen before covers anything: all frames from there on are kept until
 those after the change cover the views around it.
+
+A frame without a remembered view beside it must be imagined in part. One sampler step gives the mean of all that it
+could show, which is none of it, so such frames get several (`new_view_steps`).
 """
 
 from __future__ import annotations
@@ -63,10 +66,56 @@ def covered(bank: MemoryBank, frames: Pending, config: ModelConfig) -> bool:
 
 
 def _view_known(bank: MemoryBank, pose: NDArray[np.float64], config: ModelConfig) -> bool:
-    away = np.linalg.norm(bank.poses[:, :3] - pose[:3], axis=1)
-    turned = np.abs(wrap_degrees(bank.poses[:, 3:] - pose[3:])).max(1)
-    beside = (away <= config.keyframe_blocks) & (turned <= config.keyframe_degrees)
-    changes = bank.frame_index[bank.hands & (away <= CHANGED_WITHIN)]
-    if len(changes):
-        beside &= bank.frame_index >= changes[-1]
-    return bool(beside.any())
+    known = beside(bank.poses, pose, config)
+    if bank.hands.any():
+        away = bank.poses[bank.hands, :3] - pose[:3]
+        changes = bank.frame_index[bank.hands][(away * away).sum(1) <= CHANGED_WITHIN**2]
+        if len(changes):
+            known &= bank.frame_index >= changes[-1]
+    return bool(known.any())
+
+
+def beside(views: NDArray[np.float64], pose: NDArray[np.float64], config: ModelConfig) -> NDArray[np.bool_]:
+    """Which of some views [n, 5] lie within the keyframes' distances of a pose [5]: bool [n]."""
+    offsets = views - pose
+    away = offsets[:, :3]
+    near: NDArray[np.bool_] = np.einsum("nc,nc->n", away, away) <= config.keyframe_blocks**2
+    turned = np.abs(wrap_degrees(offsets[near, 3:]))
+    near[near] = (turned <= config.keyframe_degrees).all(1)
+    return near
+
+
+def shows_new(bank: MemoryBank, pending: Pending | None, frames: Pending, config: ModelConfig) -> bool:
+    """Whether a chunk has a frame without a view beside it.
+
+    Args:
+        bank: What is remembered.
+        pending: Frames about to enter it; None: none.
+        frames: The chunk.
+        config: `keyframe_blocks` and `keyframe_degrees`.
+    """
+    for pose in frames.poses:
+        lately = pending is not None and beside(pending.poses, pose, config).any()
+        if not lately and not beside(bank.poses, pose, config).any():
+            return True
+    return False
+
+
+def new_views(poses: NDArray[np.float64], config: ModelConfig) -> NDArray[np.bool_]:
+    """Which frames of a walk show something new: a view with none beside it before.
+
+    Args:
+        poses: float64 [T, 5].
+        config: `keyframe_blocks` and `keyframe_degrees`.
+
+    Returns:
+        bool [T]. Only new views count as views before: frames between two of those are beside both.
+    """
+    views, count = np.empty_like(poses), 0
+    new = np.zeros(len(poses), np.bool_)
+    for t, pose in enumerate(poses):
+        new[t] = not beside(views[:count], pose, config).any()
+        if new[t]:
+            views[count] = pose
+            count += 1
+    return new

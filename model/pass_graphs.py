@@ -21,7 +21,7 @@ from .position import FrameMatrices, Positions
 from .streaming import Streamer
 
 BUCKET = 128  # frames of history
-_MOST = 8  # graphs that are kept; each holds buffers for its inputs
+_MOST = 24  # graphs that are kept; each holds buffers for its inputs
 
 Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 

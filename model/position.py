@@ -27,6 +27,7 @@ Shapes: B batch, F frames, N tokens of a frame, H heads, D head channels.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -210,25 +211,33 @@ def frame_matrices(
         inverse: fp32 [F, 4, 4].
         frame_index: int64 [F].
     """
-    frames, dim, camera, device = len(frame_index), config.head_dim, config.camera_channels, projective.device
-    both = torch.zeros(frames, 4, dim, 2 * dim, device=device)  # q, k, v, output
-    # Rows are multiplied from the left, so each 4x4 matrix appears transposed: (P~^T)^T, (P~^-1)^T, P~^T.
+    camera, device = config.camera_channels, projective.device
+    # Of q, k, v and output. Rows are multiplied from the left, so each 4x4 matrix appears transposed: (P~^T)^T,
+    # (P~^-1)^T, P~^T.
     small = torch.stack([projective, inverse.mT, inverse.mT, projective.mT], 1)
-    copies = torch.eye(camera // 4, device=device)
-    both[:, :, :camera, :camera] = torch.einsum("gh,fkij->fkgihj", copies, small).reshape(frames, 4, camera, camera)
-    even = torch.arange(camera, camera + config.spatial_channels, 2, device=device)
-    both[:, :, even, even] = 1.0
-    both[:, :, even + 1, even + 1] = 1.0
-    both[:, :, even + 1, dim + even] = -1.0
-    both[:, :, even, dim + even + 1] = 1.0
-    even = torch.arange(camera + config.spatial_channels, dim, 2, device=device)
+    both = _constant_part(config, device).repeat(len(frame_index), 1, 1, 1)
+    for start in range(0, camera, 4):
+        both[:, :, start : start + 4, start : start + 4] = small
+    start, stop = camera + config.spatial_channels, config.head_dim
     angle = temporal_angles(config, frame_index)[:, None]
     cos, sin = angle.cos(), angle.sin()
-    both[:, :2, even, even] = cos
-    both[:, :2, even + 1, even + 1] = cos
-    both[:, :2, even + 1, even] = -sin
-    both[:, :2, even, even + 1] = sin
-    both[:, 2:, even, even] = 1.0
-    both[:, 2:, even + 1, even + 1] = 1.0
+    turned = both[:, :2, start:stop, start:stop]
+    for row, column, value in ((0, 0, cos), (1, 1, cos), (1, 0, -sin), (0, 1, sin)):
+        turned[:, :, row::2, column::2].diagonal(dim1=2, dim2=3).copy_(value)
     both = both.to(tables[0].device)
     return FrameMatrices(both[:, :3].contiguous(), both[:, 3].contiguous(), *tables)
+
+
+@lru_cache(maxsize=8)
+def _constant_part(config: ModelConfig, device: torch.device) -> Tensor:
+    """What `frame_matrices` have in common, fp32 [4, D, 2D]: patch rotations, and time's where there is none."""
+    dim, first, last = config.head_dim, config.camera_channels, config.camera_channels + config.spatial_channels
+    both = torch.zeros(4, dim, 2 * dim)
+    even = torch.arange(first, last, 2)
+    both[:, even, even] = 1.0
+    both[:, even + 1, even + 1] = 1.0
+    both[:, even + 1, dim + even] = -1.0
+    both[:, even, dim + even + 1] = 1.0
+    time = torch.arange(last, dim)
+    both[2:, time, time] = 1.0
+    return both.to(device)

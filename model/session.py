@@ -34,12 +34,14 @@ class Settings:
         memory: `memory`, `dense`, `off` or `window` (see `WorldModel.start`).
         top_k: Retrieved blocks.
         steps: Sampler steps.
+        new_view_steps: The same of frames that show something new (`keyframes`).
         guidance: Action guidance scale, 1 is off.
     """
 
     memory: str
     top_k: int
     steps: int
+    new_view_steps: int
     guidance: float
 
 
@@ -300,6 +302,7 @@ class Session:
             "memory": self.settings.memory,
             "top_k": self.settings.top_k,
             "steps": self.settings.steps,
+            "new_view_steps": self.settings.new_view_steps,
             "guidance": self.settings.guidance,
             "checkpoint": model.name,
             "checkpoint_sha256": model.sha256,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .world_model import WorldModel
 
 FORMAT = "decmem-snapshot"
-VERSION = 3
+VERSION = 4
 
 
 class SnapshotError(ValueError):

@@ -29,6 +29,7 @@ from .config import ModelConfig
 from .position import token_order
 
 HANDS = (Action.ATTACK, Action.PLACE)
+_ALL_AT_ONCE = 512  # frames; to ask which of them use a hand would wait for the device, and a graph cannot
 _NEAR = 3.0  # blocks at which the nearness of a crossing is one half
 _PROBES = 4  # rays through a token, each way, that measure how much of it a cell covers
 
@@ -171,13 +172,13 @@ class VoxelRays(nn.Module):
     def features(self, view: Tensor, actions: Tensor) -> Tensor:
         """Features fp32 [B, F, N, feature_count] of views [B, F, 5] and actions [B, F, 25] (zeros where dropped)."""
         rays = self.crossings(view, self.rays, self.planes, self.width)
-        hands = actions[..., list(HANDS)].float()
+        hands = torch.stack([actions[..., hand] for hand in HANDS], -1).float()
         used = (hands > 0.5).any(-1)
-        if used.is_cuda and torch.cuda.is_current_stream_capturing():
+        if used.is_cuda and used.numel() <= _ALL_AT_ONCE:
             cells = self._cells(view.flatten(0, 1), hands.flatten(0, 1)).view(*rays.shape[:3], -1)
         else:
             cells = rays.new_zeros(*rays.shape[:3], len(HANDS) * 3 * self.planes)
-            if used.any():  # few frames, so the others are spared; a graph cannot ask which
+            if used.any():  # few frames, so the others are spared
                 cells[used] = self._cells(view[used], hands[used])
         return torch.cat([rays, cells], -1)
 

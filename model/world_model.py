@@ -16,24 +16,22 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..conventions.actions import validate_vector
-from ..conventions.poses import normalised_intrinsics, projective_matrices, validate_poses
+from ..conventions.poses import normalised_intrinsics, validate_poses
 from . import checkpoint, flow
 from .attention import BlockLists
+from .denoising import Chunks, denoise, place
 from .keyframes import hands_used, keeps
 from .memory import PagePool
 from .memory_layout import CPU_MEMORY
 from .pass_graphs import PassGraphs
-from .passes import MODES, Plan, Row, plan_pass
-from .position import FrameMatrices, Positions
+from .passes import MODES, Row, plan_pass
 from .products import cpu_products
 from .session import Pending, Session, Settings
-from .session_lists import given_lists, keep_lists
 from .snapshot import Snapshot
 from .streaming import Streamer
 from .upload import upload
 from .video_rate import to_latent_rate, video_frames
 from .video_stream import Decoder
-from .voxel_rays import views
 
 PREFILL = {"cpu": 16, "cuda": 64}  # frames that one pass of a prefill commits
 
@@ -86,7 +84,7 @@ class WorldModel:
         backend = "cpu" if device.type == "cpu" else "triton"
         self.kernel = f"{device.type}/{str(products or dtype).removeprefix('torch.')}/{backend}"
         self.kernel += "" if self.pool.memory_dtype is None else f"/{self.pool.memory_dtype}"
-        self._intrinsics = normalised_intrinsics(self.config.height, self.config.frame_width, self.config.vertical_fov)
+        self.intrinsics = normalised_intrinsics(self.config.height, self.config.frame_width, self.config.vertical_fov)
 
     @classmethod
     def from_pretrained(
@@ -146,6 +144,7 @@ class WorldModel:
         top_k: int | None = None,
         steps: int | None = None,
         guidance: float | None = None,
+        new_view_steps: int | None = None,
     ) -> Session:
         """Begin a world.
 
@@ -157,23 +156,34 @@ class WorldModel:
             top_k: Retrieved blocks; the config's by default.
             steps: Sampler steps; the config's by default.
             guidance: Action guidance scale (eq. 14), 1 is off; the config's by default.
+            new_view_steps: Sampler steps of frames that show something new (`keyframes`); by default `steps` where that
+                is given, else the config's.
 
         Raises:
             ValueError: A setting out of range.
         """
         cfg = self.config
+        few = cfg.steps if steps is None else int(steps)
+        if steps is None and new_view_steps is None:
+            new_view_steps = max(cfg.steps, cfg.new_view_steps)
         settings = Settings(
             memory,
             cfg.top_k if top_k is None else int(top_k),
-            cfg.steps if steps is None else int(steps),
+            few,
+            few if new_view_steps is None else int(new_view_steps),
             cfg.guidance if guidance is None else float(guidance),
         )
         if memory not in MODES:
             raise ValueError(f"memory is {memory!r}: expected one of {', '.join(MODES)}")
-        if settings.top_k < 1 or settings.steps < 1 or not settings.guidance >= 0.0:
+        if min(settings.top_k, few, settings.new_view_steps) < 1 or not settings.guidance >= 0.0:
             raise ValueError(
-                f"top_k {settings.top_k}, steps {settings.steps}, guidance {settings.guidance:g}: expected at least "
-                "1, 1, 0"
+                f"top_k {settings.top_k}, steps {few}, new_view_steps {settings.new_view_steps}, guidance "
+                f"{settings.guidance:g}: expected at least 1, 1, 1, 0"
+            )
+        if settings.new_view_steps != few and not cfg.keyframe_blocks:
+            raise ValueError(
+                f"new_view_steps {settings.new_view_steps}: this model keeps every frame (keyframe_blocks 0), so that "
+                "none is known to be new; leave it out"
             )
         return Session(self, seed, settings)
 
@@ -269,7 +279,7 @@ class WorldModel:
 
     def _generate(self, sessions: list[Session], actions: NDArray, poses: NDArray, settings: Settings) -> None:
         """Denoise one chunk in sessions that share settings and have a chunk to commit, or have none yet."""
-        cfg, chunk = self.config, self.config.chunk
+        chunk = self.config.chunk
         branches = 1 if settings.guidance == 1.0 else 2
         states = [session.generator.get_state() for session in sessions]
         kept = [keeps(session) for session in sessions]
@@ -281,7 +291,7 @@ class WorldModel:
             scratch = self.pool.scratch(len(sessions) * branches * chunk).reshape(len(sessions), branches, chunk)
             new = [self._placed(s, a, p) for s, a, p in zip(sessions, actions, poses, strict=True)]
             old = [session.pending for session in sessions]
-            latents = self._denoise(sessions, old, new, fresh, kept, scratch, settings)
+            latents = denoise(self, Chunks(sessions, old, new, fresh, kept, scratch))
         except BaseException:
             for slots in fresh:
                 self.pool.release(slots)
@@ -300,108 +310,12 @@ class WorldModel:
             session.video.forget_encoder()
             session.next_frame += chunk
             session.force_lists = None
-        assert cfg.chunk == latents.shape[1]
 
     def _placed(self, session: Session, actions: NDArray, poses: NDArray) -> Pending:
         index = np.arange(session.next_frame, session.next_frame + self.config.chunk)
         shape = (self.config.chunk, *self.config.autoencoder.latent_shape)
         own = np.ones(self.config.chunk, np.bool_)
         return Pending(flow.session_noise(session.generator, shape), actions, poses, index, own)
-
-    def _denoise(
-        self,
-        sessions: list[Session],
-        old: list[Pending | None],
-        new: list[Pending],
-        fresh: list[NDArray[np.int64]],
-        kept: list[bool],
-        scratch: NDArray[np.int64],
-        settings: Settings,
-    ) -> Tensor:
-        """Run the sampler; its first pass also commits the pending chunks, if there are `fresh` pages for them.
-
-        Returns:
-            Clean latents [n, c, C, h, w].
-        """
-        chunk, branches = self.config.chunk, scratch.shape[1]
-        commit = chunk if fresh else 0
-        origins = [
-            poses_of.poses[0] if s.origin is None else s.origin for s, poses_of in zip(sessions, new, strict=True)
-        ]
-        state = upload(torch.stack([frames.latents for frames in new]), self.device)
-        times = [*flow.schedule(settings.steps, self.config.shift), 0.0]
-        prepared: dict[int, tuple[Plan, FrameMatrices | Positions, Tensor, Tensor | None]] = {}
-        forced = given_lists(sessions, self.device)
-        for number, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
-            clean = commit if number == 0 else 0
-            if clean not in prepared:  # the first pass, and all others
-                rows = []
-                for i, session in enumerate(sessions):
-                    written = [fresh[i]] if clean or (fresh and kept[i]) else []
-                    history = np.concatenate([session.bank.slots, *written])
-                    rows.append(Row(history, clean, tuple(scratch[i]), forgets=not kept[i]))
-                parts = [
-                    ([done] if clean and done is not None else []) + [frames] * branches
-                    for done, frames in zip(old, new, strict=True)
-                ]
-                plan = plan_pass(self.pool, rows, settings.memory, settings.top_k)
-                prepared[clean] = plan, self._where(parts, origins), self._actions(parts), self._view(parts)
-            plan, where, actions, view = prepared[clean]
-            record: list[BlockLists] | None = [] if any(session.record_lists for session in sessions) else None
-            latents = torch.cat([state] * branches, 1)
-            if clean:
-                latents = torch.cat(
-                    [torch.stack([p.latents for p in old if p is not None]).to(self.device), latents], 1
-                )
-            keep = torch.ones(len(sessions), latents.shape[1], dtype=torch.bool, device=self.device)
-            if branches == 2:
-                keep[:, clean + chunk :] = False
-            # A frame is the model's own from its commit on; while it is denoised, its token says so anyway.
-            generated = torch.zeros_like(keep)
-            if clean:
-                generated[:, :clean] = upload(np.stack([p.generated for p in old if p is not None]), self.device)
-            skip = 0 if clean == commit else commit * self.config.blocks_per_frame
-            velocity = (self.graphs or self.streamer).run(
-                plan,
-                latents,
-                actions,
-                keep,
-                generated,
-                view,
-                (0.0,) * clean + (now,) * (chunk * branches),
-                where,
-                None if forced is None else [BlockLists(*(t[:, :, skip:] for t in lists)) for lists in forced],
-                record,
-            )
-            assert velocity is not None
-            if branches == 2:
-                velocity = flow.guided(velocity[:, chunk:], velocity[:, :chunk], settings.guidance)
-            noise = None
-            if self.config.sampler == "renoise" and then > 0.0:
-                drawn = [flow.session_noise(session.generator, tuple(state.shape[1:])) for session in sessions]
-                noise = upload(torch.stack(drawn), self.device)
-            state = flow.advance(state, velocity, now, then, noise)
-        keep_lists(sessions, record, chunk * self.config.blocks_per_frame)
-        return state
-
-    def _actions(self, parts: list[list[Pending]]) -> Tensor:
-        rows = np.stack([np.concatenate([p.actions for p in row]) for row in parts])
-        return upload(rows, self.device)
-
-    def _view(self, parts: list[list[Pending]]) -> Tensor | None:
-        """What the block grid sees of all frames of a pass, [n, F, 5], for models that are told."""
-        if not self.config.voxel_planes:
-            return None
-        return upload(views(np.stack([np.concatenate([p.poses for p in row]) for row in parts])), self.device)
-
-    def _where(self, parts: list[list[Pending]], origins: list[NDArray[np.float64]]) -> FrameMatrices | Positions:
-        """Position transforms of all frames of a pass, rows one after the other."""
-        poses = np.stack([np.concatenate([p.poses for p in row]) for row in parts])
-        poses[..., :3] -= np.stack(origins)[:, None, :3]
-        pair = projective_matrices(poses, self._intrinsics, translation_scale=self.config.translation_scale)
-        projective, inverse = (torch.from_numpy(m.reshape(-1, 4, 4).astype(np.float32)) for m in pair)
-        index = torch.from_numpy(np.concatenate([p.frame_index for row in parts for p in row]))
-        return self.streamer.where(projective, inverse, index)
 
     def commit(
         self, session: Session, frames: tuple[Pending, Pending], progress: Callable[[int], None] | None = None
@@ -432,15 +346,16 @@ class WorldModel:
                 if forced is not None:
                     span = slice(done * blocks, (done + count) * blocks)
                     lists = [BlockLists(*(t[:, :, span].to(self.device) for t in layer)) for layer in forced]
+                placed = place(self, [[piece]], [session.origin])
                 self.streamer.run(
                     plan,
                     piece.latents[None],
-                    self._actions([[piece]]),
+                    placed.actions,
                     torch.ones(1, count, dtype=torch.bool, device=self.device),
                     upload(piece.generated[None], self.device),
-                    self._view([[piece]]),
+                    placed.view,
                     (0.0,) * count,
-                    self._where([[piece]], [session.origin]),
+                    placed.where,
                     lists,
                 )
             except BaseException:

@@ -145,6 +145,9 @@ class ObjectiveConfig:
         log_floor: Error of a unit-variance latent below which a frame's weight grows no more.
         edit_weight: Times that cells count which show what a player broke or placed.
         pure_noise: Share of frames at flow time 1.
+        new_view_noise: The same of frames that show something new (`model.keyframes`), which a sampler of several steps
+            makes (`model.new_view_steps`). Their predictions become context only in cells that still show the truth,
+            and the discriminator pushes them only late in the sampler's course. None: they are as all others.
         time_mean: Of the logit of (1 - t) of the other frames (t = 1 is noise): below 0 favours noise.
         time_std: Its standard deviation.
         context_noise: Largest flow time of the noised context frames, which the model is told.
@@ -167,6 +170,7 @@ class ObjectiveConfig:
     log_floor: float = 0.05
     edit_weight: float = 1.0
     pure_noise: float = 0.3
+    new_view_noise: float | None = None
     time_mean: float = -0.5
     time_std: float = 1.2
     context_noise: float = 0.3
@@ -240,6 +244,9 @@ class TrainConfig:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: a share from 0 to 1")
         if self.objective.log_floor <= 0.0 or self.objective.edit_weight < 0.0:
             raise ConfigError("objective.log_floor must be above 0 and objective.edit_weight at least 0")
+        share = self.objective.new_view_noise
+        if share is not None and not 0.0 <= share <= 1.0:
+            raise ConfigError(f"objective.new_view_noise={share}: a share from 0 to 1")
         if self.objective.adversarial < 0.0 or (self.objective.adversarial > 0.0 and self.objective.pure_noise <= 0.0):
             raise ConfigError("objective.adversarial must be at least 0, and above 0 it needs objective.pure_noise")
         pool = self.data.pool_worlds if self.objective.task == "autoencoder" else self.data.pool_episodes

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from decmem_env.model.keyframes import new_views
 from torch import Tensor, nn
 
 from decmem_env.metrics import sharpness
@@ -40,6 +42,7 @@ from .profiling import Profile
 from .scores import psnr_per_frame, revisit_kinds
 
 _EVALUATION_ROUNDS = 12
+LATE = 0.7  # flow time from which on a sampler of several steps has settled what a new view shows
 
 
 class DynamicsTask:
@@ -79,6 +82,10 @@ class DynamicsTask:
         self.frames_per_step = config.data.batch * config.data.frames * ranks.size
         self.precision = autocast_of(config, device)
         self._ring: ClipRing | None = None
+        if config.objective.new_view_noise is not None and not self.model_config.keyframe_blocks:
+            raise ConfigError(
+                "objective.new_view_noise needs model.keyframe_blocks above 0: it says which views are new"
+            )
         share, channels = config.objective.adversarial, size.latent_shape[0]
         self.adversary = Adversary(share, channels, ranks, self.precision) if share > 0 else None
 
@@ -115,28 +122,38 @@ class DynamicsTask:
             keep = objective.self_context > 0
 
             def sample() -> ClipBatch:
-                return self.pool.sample(data, rng)
+                batch = self.pool.sample(data, rng)
+                return batch if objective.new_view_noise is None else self._with_new_views(batch)
 
             rounds, groups = (objective.self_context_rounds, objective.self_context_groups) if keep else (1, 1)
             self._ring = ClipRing(sample, groups, rounds, objective.self_context)
         with self.profile.section("sample"):
             return self._ring.next()
 
+    def _with_new_views(self, batch: ClipBatch) -> ClipBatch:
+        new = np.stack([new_views(poses, self.model_config) for poses in batch.poses])
+        return replace(batch, new=torch.from_numpy(new).to(batch.latents.device))
+
     def loss(self, clips: TurningClips, rng: np.random.Generator) -> Tensor:
         """Flow loss of one batch; its own predictions become context of the batch's next round."""
         objective = self.config.objective
-        inputs = sample_inputs(clips.batch.latents, objective, clips.context, clips.generated)
+        new = clips.batch.new
+        inputs = sample_inputs(clips.batch.latents, objective, clips.context, clips.generated, new)
         with self.precision():
             velocity = run_model(self.model, clips.batch, inputs, objective.attention)
-        # Only from pure noise, with its action, is the prediction what a session would generate.
+        # Only from pure noise, with its action, is the prediction what a session would generate; of new views what a
+        # session's sampler would end with.
         generated = (inputs.time == 1.0) & inputs.action_mask
+        last = generated
+        if new is not None:
+            generated, last = generated | new & inputs.action_mask, torch.where(new, inputs.time < LATE, generated)
         if objective.self_context > 0:
-            clips.take(clean_prediction(velocity, inputs), generated)
+            clips.take(clean_prediction(velocity, inputs), generated, new)
         flow = flow_loss(velocity, inputs, objective, clips.batch.changed)
         if self.adversary is None:
             return flow
         with self.profile.section("adversary"):
-            return self.adversary.add(flow, velocity, inputs, clips.batch.latents, generated)
+            return self.adversary.add(flow, velocity, inputs, clips.batch.latents, last & inputs.action_mask)
 
     def after_step(self) -> None:
         """Render and encode new trajectories in proportion to the frames trained."""

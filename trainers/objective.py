@@ -44,10 +44,23 @@ def mix(latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
     return (1.0 - t) * latents + t * noise
 
 
-def sample_times(shape: tuple[int, ...], config: ObjectiveConfig, device: torch.device) -> Tensor:
-    """Flow times of the noisy half: 1 with probability `pure_noise`, else 1 - sigmoid(N(mean, std))."""
+def sample_times(
+    shape: tuple[int, ...], config: ObjectiveConfig, device: torch.device, new: Tensor | None = None
+) -> Tensor:
+    """Flow times of the noisy half: 1 with probability `pure_noise`, else 1 - sigmoid(N(mean, std)).
+
+    Args:
+        shape: (B, T).
+        config: Distributions.
+        device: Where.
+        new: bool [B, T], frames whose probability is `new_view_noise` instead; None: nowhere.
+    """
     clean_share = torch.sigmoid(config.time_mean + config.time_std * torch.randn(shape, device=device))
-    pure = torch.rand(shape, device=device) < config.pure_noise
+    pure = torch.rand(shape, device=device)
+    if new is None or config.new_view_noise is None:
+        pure = pure < config.pure_noise
+    else:
+        pure = pure < torch.where(new, config.new_view_noise, config.pure_noise)
     return torch.where(pure, torch.ones_like(clean_share), 1.0 - clean_share)
 
 
@@ -64,7 +77,11 @@ def noise_context(latents: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Ten
 
 
 def sample_inputs(
-    latents: Tensor, config: ObjectiveConfig, context: Tensor | None = None, generated: Tensor | None = None
+    latents: Tensor,
+    config: ObjectiveConfig,
+    context: Tensor | None = None,
+    generated: Tensor | None = None,
+    new: Tensor | None = None,
 ) -> FlowInputs:
     """Draw noise and times for a batch.
 
@@ -73,8 +90,9 @@ def sample_inputs(
         config: Distributions.
         context: Context before noising if it differs from `latents`.
         generated: bool [B, T], where that context holds the model's own frames; None: nowhere.
+        new: bool [B, T], frames that show something new; None: nowhere.
     """
-    time = sample_times(tuple(latents.shape[:2]), config, latents.device)
+    time = sample_times(tuple(latents.shape[:2]), config, latents.device, new)
     noise = torch.randn_like(latents)
     noised, context_time = noise_context(latents if context is None else context, config)
     keep = torch.rand(latents.shape[:2], device=latents.device) >= config.action_dropout

@@ -32,6 +32,7 @@ decmem revisit --worlds 8000000-8000007 --memory memory,dense --json dense.json 
 decmem revisit --worlds 8000000-8000007 --long-run --json long.json                            1,000 generated frames
 decmem revisit --worlds 8000000-8000015 --beside --json b.json                                 frames beside known ones
 decmem revisit --worlds 8000000-8000063 --edits --seeds 1 --json e.json --sheet e.png          blocks broken and placed
+decmem revisit --worlds 8000000-8000015 --new-ground --json n.json --sheet n.png               beyond all that was seen
 
 Worlds: choose on 7000000-7000999, report on 8000000-8000999. The same worlds and paths come out on every device.
 
@@ -69,8 +70,11 @@ def add_parser(commands: Any) -> None:
         "--beside", action="store_true", help="single frames at set turns, tilts and steps from a remembered one"
     )
     parser.add_argument("--edits", action="store_true", help="the model breaks and places blocks, leaves, comes back")
+    parser.add_argument("--new-ground", action="store_true", help="turn away from all that was seen and walk on there")
     parser.add_argument("--per-world", type=positive, default=4, metavar="N", help="with --edits: of each (default: 4)")
-    parser.add_argument("--sheet", type=Path, metavar="F", help="with --edits: right and wrong returns (PNG)")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="F", help="with --edits or --new-ground: returns, or new ground (PNG)"
+    )
     parser.add_argument("--batch", type=positive, metavar="N", help="sessions in one forward pass")
     parser.add_argument(
         "--budget-gib",
@@ -93,8 +97,10 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError("--beside goes without --edits, --long-run and --html")
     if options.beside and (len(modes) > 1 or options.window_checkpoint):
         raise CommandError("--beside scores one row: give a single --memory and no --window-checkpoint")
-    if options.sheet is not None and not options.edits:
-        raise CommandError("--sheet belongs to --edits: the page of the other tests comes with --html F.html")
+    if options.new_ground and (options.beside or options.edits or options.long_run):
+        raise CommandError("--new-ground goes without --beside, --edits and --long-run")
+    if options.sheet is not None and not (options.edits or options.new_ground):
+        raise CommandError("--sheet belongs to --edits and --new-ground: the page of other tests comes with --html")
     for path in (options.json, options.html, options.sheet):
         if path is not None and path.is_dir():
             raise CommandError(f"{path} is a folder: name a file")
@@ -118,6 +124,8 @@ def run(options: argparse.Namespace) -> int:
     with Bar(len(seeds), "building worlds and walks", "world") as bar:
         if options.edits:
             test = _edits(options, seeds, renderer, rows, device, bar)
+        elif options.new_ground:
+            test = _new_ground(options, seeds, renderer, rows, device, bar)
         else:
             test = _revisits(options, seeds, kinds, renderer, rows, device, bar)
     code = in_parts(
@@ -207,6 +215,30 @@ def _edits(
     return LongTest(Edits(scripts, blocks, renderer, rows, unseen, options.seeds, options.steps), conclude)
 
 
+def _new_ground(
+    options: argparse.Namespace, seeds: list[int], renderer: Any, rows: list[Any], device: str, bar: Bar
+) -> LongTest:
+    """Beyond all that was seen: table, records, contact sheet or page."""
+    from ..pictures import write_png
+    from ..revisit.new_ground import NewGround, build_new_ground
+    from ..revisit.new_ground_report import new_ground_records, new_ground_sheet, new_ground_table, write_page
+
+    blocks, scripts = build_new_ground(seeds, bar.add)
+
+    def conclude(outcome: Any) -> Conclusion:
+        found = new_ground_records(outcome, device=device)
+
+        def draw(found: list[dict[str, Any]]) -> None:
+            if options.sheet is not None:
+                print(write_png(options.sheet, new_ground_sheet(outcome)))
+            if options.html is not None:
+                print(write_page(options.html, outcome, found))
+
+        return Conclusion(found, partial(new_ground_table, found), "", draw)
+
+    return LongTest(NewGround(scripts, blocks, renderer, rows, options.steps), conclude)
+
+
 def _sessions(device: str) -> int:
     return 192 if device.startswith("cuda") else 8
 
@@ -215,7 +247,7 @@ def _facts(options: argparse.Namespace, seeds: list[int], rows: list[Any], devic
     """What the figures depend on: a test that was cut is continued by the same command only."""
     from ..results import commit, hardware
 
-    names = ("gap", "kinds", "memory", "seeds", "steps", "long_run", "edits", "per_world")
+    names = ("gap", "kinds", "memory", "seeds", "steps", "long_run", "edits", "new_ground", "per_world")
     facts: dict[str, object] = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
     facts["--worlds"] = f"{seeds[0]}-{seeds[-1]}"
     facts |= {f"row {row.name}": f"checkpoint {row.model.sha256[:16]}" for row in rows}

@@ -110,6 +110,26 @@ def test_revisit_beside(tmp_path, capsys):
     assert "single --memory" in capsys.readouterr().err
 
 
+def test_revisit_new_ground(tmp_path, capsys):
+    argv = ["revisit", *DEBUG, "--worlds", "7000002-7000003", "--new-ground", "--steps", "1", "--batch", "2"]
+    files = {option: tmp_path / f"n.{option}" for option in ("json", "html")} | {"sheet": tmp_path / "n.png"}
+    written = [str(part) for option, path in files.items() for part in (f"--{option}", path)]
+    assert main([*argv, "--memory", "memory,off", "--no-floors", *written]) == 0
+    assert "distance" in capsys.readouterr().out
+    found = {item["name"]: item for item in results.read_results(files["json"])}
+    figures = ["new_ground_sharpness", "new_ground_distance", "new_ground_return_db"]
+    assert list(found) == [*figures, *(f"{name}.off" for name in figures)]
+    assert all(item["value"] > 0 and item["bar"] is None for item in found.values())
+    assert found["new_ground_sharpness"]["details"]["frames"] == 2 * 74
+    assert found["new_ground_distance"]["details"]["floor"] > 0
+    assert files["sheet"].read_bytes()[:4] == b"\x89PNG"
+    assert "data:image/png;base64" in files["html"].read_text()
+    assert not (tmp_path / "n.json.partial").exists()
+    assert main([*argv, "--beside"]) == 2
+    assert main([*argv[:-5], "--sheet", str(tmp_path / "m.png")]) == 2
+    assert "--new-ground" in capsys.readouterr().err
+
+
 def test_data_make_and_index(tmp_path, capsys):
     argv = ["data", "make", "--out", str(tmp_path), "--clips", "2", "--frames", "12", "--seeds", "7000000-7000009"]
     assert main([*argv, "--height", "32", "--width", "64", "--device", "cpu"]) == 0

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from decmem_env.model.keyframes import hands_used
+import torch
+from decmem_env.model.config import preset
+from decmem_env.model.keyframes import hands_used, new_views, shows_new
+from decmem_env.model.session import Pending
 
 from decmem_env.conventions.actions import Action
 
@@ -146,3 +151,65 @@ def test_hands_are_found_in_every_frame_of_a_latent():
     actions[1, 75 + Action.ATTACK] = 1.0
     actions[2, Action.FORWARD] = 1.0
     assert hands_used(actions).tolist() == [False, True, False]
+
+
+DISTANCES = preset("debug").with_overrides(keyframe_blocks=1.0, keyframe_degrees=8.0)
+
+
+def found_new(poses):
+    """Numbers of the frames of a walk that show something new."""
+    return np.flatnonzero(new_views(poses, DISTANCES)).tolist()
+
+
+def line(count, blocks=0.0, pitch=0.0, yaw=0.0):
+    """Poses [count, 5] that go on by this much a frame."""
+    return np.array([30.0, 12.0, 40.0, 0.0, 0.0]) + np.arange(count)[:, None] * (blocks, 0.0, 0.0, pitch, yaw)
+
+
+def test_a_straight_walk_shows_something_new_about_every_distance():
+    assert found_new(line(21, blocks=0.25)) == [0, 5, 10, 15, 20]
+    assert found_new(line(9, blocks=0.5)) == [0, 3, 6]
+    assert found_new(line(5, blocks=2.0)) == [0, 1, 2, 3, 4]
+
+
+def test_standing_still_shows_something_new_once():
+    assert found_new(line(8)) == [0]
+    assert found_new(np.tile(line(8), (2, 1))) == [0]
+
+
+@pytest.mark.parametrize("turn", [{"yaw": 3.0}, {"yaw": -3.0}, {"pitch": 3.0}])
+def test_a_turn_beyond_the_angle_is_new(turn):
+    assert found_new(line(9, **turn)) == [0, 3, 6]
+
+
+def test_a_whole_turn_ends_at_the_view_it_began_with():
+    assert found_new(line(37, yaw=10.0)) == list(range(36))
+
+
+def test_the_way_back_is_known():
+    there = line(11, blocks=0.5)
+    assert found_new(np.concatenate([there, there[::-1]])) == found_new(there)
+
+
+def chunk_of(poses):
+    own, actions = np.ones(len(poses), np.bool_), np.zeros((len(poses), 25), np.float32)
+    return Pending(torch.zeros(len(poses), 1, 1, 1), actions, poses, np.arange(len(poses)), own)
+
+
+def new(known, pending, frames):
+    return shows_new(SimpleNamespace(poses=known), pending, frames, DISTANCES)
+
+
+def test_frames_about_to_be_remembered_count_only_where_they_are():
+    far, beside = line(2, blocks=40.0)[1:], line(2, blocks=40.5)[1:]
+    seen = line(1)
+    assert new(seen, None, chunk_of(beside))
+    assert not new(seen, chunk_of(far), chunk_of(beside))
+    assert not new(seen, None, chunk_of(seen))
+    assert new(seen[:0], None, chunk_of(seen))
+
+
+def test_one_new_frame_makes_a_chunk_new():
+    seen = line(1)
+    assert not new(seen, None, chunk_of(line(4, blocks=0.3)))
+    assert new(seen, None, chunk_of(line(5, blocks=0.3)))

@@ -16,6 +16,8 @@ def test_overrides_convert_and_win():
     assert config.data.batch == 7 and config.optimiser.lr == 1e-3
     assert config.model["fusion"] == "union" and config.run.minutes is None
     assert load_config("dense", {"run.minutes": 3}).run.minutes == 3.0
+    for text, share in (("0", 0.0), ("1", 1.0), ("null", None)):
+        assert load_config("dense", [f"objective.new_view_noise={text}"]).objective.new_view_noise == share
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,8 @@ def test_overrides_convert_and_win():
         ("data.source=worldmem", "needs data.csv"),
         ("data.frames=4000", "exceeds data.episode_frames"),
         ("data.min_fill=100000", "exceeds the pool"),
+        ("objective.new_view_noise=1.5", "objective.new_view_noise=1.5: a share from 0 to 1"),
+        ("objective.new_view_noise=-0.1", "objective.new_view_noise=-0.1: a share"),
     ],
 )
 def test_bad_settings_are_named(override, message):

@@ -24,6 +24,34 @@ def test_times_favour_noise():
     assert (1 - rest).median() == pytest.approx(0.378, abs=0.02)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_new_views_have_a_share_of_pure_noise_of_their_own(share):
+    torch.manual_seed(0)
+    new = torch.rand(200, 100) < 0.3
+    times = sample_times((200, 100), ObjectiveConfig(new_view_noise=share), CPU, new)
+    pure = times == 1
+    assert float(pure[new].float().mean()) == pytest.approx(share, abs=0.02 if 0 < share < 1 else 0)
+    assert 0.28 < pure[~new].float().mean() < 0.32
+    if share < 1:
+        assert (1 - times[new & ~pure]).median() == pytest.approx(0.378, abs=0.02)
+
+
+def test_new_views_are_as_all_others_without_that_share():
+    new = torch.rand(50, 40) < 0.5
+    drawn = []
+    for given in (new, None):
+        torch.manual_seed(0)
+        drawn.append(sample_times((50, 40), ObjectiveConfig(), CPU, given))
+    assert torch.equal(*drawn)
+
+
+def test_inputs_are_told_of_new_views():
+    torch.manual_seed(0)
+    new = torch.rand(4, 80) < 0.5
+    inputs = sample_inputs(torch.randn(4, 80, 2, 2, 2), ObjectiveConfig(new_view_noise=0.0), new=new)
+    assert not (inputs.time == 1)[new].any() and (inputs.time == 1)[~new].any()
+
+
 def test_mix_ends():
     z, e = torch.randn(2, 3, 1, 2, 2), torch.randn(2, 3, 1, 2, 2)
     assert torch.equal(mix(z, e, torch.zeros(2, 3)), z) and torch.equal(mix(z, e, torch.ones(2, 3)), e)

@@ -33,6 +33,7 @@ class ClipBatch:
         poses: float64 [B, T, 5], on the CPU.
         view: float32 [B, T, 5], what the block grid sees of them (`model.voxel_rays`).
         changed: bool [B, T, h, w], where blocks that a player broke or placed show; None: nowhere.
+        new: bool [B, T], frames that show something new (`model.keyframes.new_views`); None: not asked.
     """
 
     latents: Tensor
@@ -43,6 +44,7 @@ class ClipBatch:
     poses: NDArray[np.float64]
     view: Tensor
     changed: Tensor | None = None
+    new: Tensor | None = None
 
 
 def make_batch(

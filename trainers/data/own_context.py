@@ -5,6 +5,10 @@ Here every training pass gives, as a by-product, the one-step prediction of the 
 take the place of the true frames in the clip's context, so the next pass predicts from them, and so on: after r rounds
 a frame's context is up to r generations of the model's own frames (a Jacobi iteration towards the free-running
 rollout), at no extra pass. The targets stay the true frames.
+
+What a frame shows for the first time cannot be known, and a wrong guess in its place would teach that own frames say
+nothing about what comes next. There the truth is as good a sample as any: cells of new views turn only into predictions
+that still show it, most of them made from the true frame under some noise, as in a sampler's last steps.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ import torch
 from torch import Tensor
 
 from .latents import ClipBatch
+
+STILL_TRUE = 0.6  # squared error of a cell (latents have unit variance); of known cells nine in ten are nearer
 
 
 @dataclass
@@ -37,10 +43,20 @@ class TurningClips:
     rounds: int = 0
 
     @torch.no_grad()
-    def take(self, predicted: Tensor, valid: Tensor) -> None:
-        """Put predictions [B, T, C, h, w] into the context where `valid` [B, T] and the place may turn."""
+    def take(self, predicted: Tensor, valid: Tensor, new: Tensor | None = None) -> None:
+        """Put predictions into the context.
+
+        Args:
+            predicted: [B, T, C, h, w].
+            valid: bool [B, T], frames to take, where the place may turn.
+            new: bool [B, T], frames of which only cells within `STILL_TRUE` of the true ones are taken.
+        """
         turned = self.own & valid
-        self.context = torch.where(turned[..., None, None, None], predicted.to(self.context.dtype), self.context)
+        cells = turned[..., None, None]
+        if new is not None:
+            close = (predicted - self.batch.latents).square().mean(2) <= STILL_TRUE
+            cells = cells & (close | ~new[..., None, None])
+        self.context = torch.where(cells[:, :, None], predicted.to(self.context.dtype), self.context)
         self.generated = self.generated | turned
 
 
