@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 WARM_UP, MEASURED, PROCESSES, THREADS = 20, 200, 3, 2
+PROFILED = 40  # steps
 MEMORY_FRAMES = 300
 
 
@@ -25,6 +26,7 @@ def env_speed(
     memory_frames: int = MEMORY_FRAMES,
     warm_up: int = WARM_UP,
     measured: int = MEASURED,
+    profiled: int = PROFILED,
     threads: int = THREADS,
     device: str = "cpu",
     known: bool = False,
@@ -36,13 +38,15 @@ def env_speed(
         memory_frames: True frames observed before the first step.
         warm_up: Steps that do not count.
         measured: Steps whose median counts.
+        profiled: Further steps, whose parts are timed.
         threads: Of torch.
         device: Where the model runs.
         known: Look around on the spot, where memory has seen everything, instead of walking on.
 
     Returns:
-        `frames_per_second` (median step), step times in ms (median, 10 % and 90 %), the configuration, and
-        `memory_frames_at_end` (more than before where frames were kept).
+        `frames_per_second` (median step), step times in ms (median, mean, 10 % and 90 %), the configuration, and
+        `memory_frames_at_end` (more than before where frames were kept), and `parts`, the mean milliseconds of each
+        part of the profiled steps.
     """
     import gymnasium as gym
     import torch
@@ -50,6 +54,7 @@ def env_speed(
     import decmem_env  # noqa: F401  registers the environments
     from decmem_env.conventions.actions import parse_action_string
     from decmem_env.scene import Scene
+    from decmem_env.step_profile import StepProfile
 
     torch.set_num_threads(threads)
     env = gym.make("DecMem-Minecraft-v0", checkpoint=checkpoint, device=device)
@@ -66,23 +71,33 @@ def env_speed(
     truth = scene.film(actions, poses)
     env.reset(seed=0, options={"frames": truth.frames, "actions": actions, "poses": poses})
     moves = [5] if known else [1, 1, 6, 6, 1, 5, 0, 5]  # walk, turn right, walk, turn left, nothing
-    times: list[float] = []
+    info: dict[str, Any] = {}
     per_step = getattr(env.unwrapped, "frames_per_step", 1)
-    for t in range(warm_up + measured):
+
+    def step(t: int) -> float:
+        nonlocal info
         start = time.perf_counter()
         _, _, terminated, truncated, info = env.step(moves[t % len(moves)])
-        times.append(time.perf_counter() - start)
+        spent = time.perf_counter() - start
         if terminated or truncated:
-            raise ValueError(f"the environment ended after {t + 1} steps: the benchmark needs {warm_up + measured}")
+            total = warm_up + measured + profiled
+            raise ValueError(f"the environment ended after {t + 1} steps: the benchmark needs {total}")
+        return spent
+
+    times = [step(t) for t in range(warm_up + measured)]
     kept = info["memory_frames"]
+    with StepProfile() as profile:
+        spent = sum(step(warm_up + measured + t) for t in range(profiled))
     env.close()
     steady = times[warm_up:]
     low, high = np.percentile(steady, [10, 90])
     return {
         "frames_per_second": per_step / statistics.median(steady),
         "step_ms": 1000 * statistics.median(steady),
+        "step_ms_mean": 1000 * statistics.fmean(steady),
         "step_ms_10": 1000 * float(low),
         "step_ms_90": 1000 * float(high),
+        "parts": profile.parts(spent, profiled),
         "memory_frames": memory_frames,
         "memory_frames_at_end": kept,
         "threads": threads,

@@ -129,6 +129,11 @@ def run_cpu(options: argparse.Namespace) -> int:
         known=options.known,
     )
     bar = CPU_BAR if options.memory_frames == 300 and not options.known else None
+    parts = found["parts"]
+    for part, milliseconds in parts.items():
+        print(f"{milliseconds:7.1f} ms  {100 * milliseconds / sum(parts.values()):3.0f} %  {part}")
+    middle, mean = found["step_ms"], found["step_ms_mean"]
+    print(f"a step: {middle:.1f} ms in the median, {mean:.1f} on average (what is new takes more sampler steps)")
     return _finish("frames_per_second_known" if options.known else "frames_per_second", found, bar, "cpu", options)
 
 

@@ -157,20 +157,22 @@ def test_unknown_checkpoint_is_named(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_bench_cpu_runs_in_fresh_processes(tmp_path):
+def test_bench_cpu_runs_in_fresh_processes(tmp_path, capsys):
     argv = ["bench", "cpu", "--checkpoint", "debug", "--memory-frames", "30", "--frames", "5", "--processes", "2"]
     assert main([*argv, "--json", str(tmp_path / "b.json")]) == 0
     item = results.read_results(tmp_path / "b.json")[0]
     assert item["name"] == "frames_per_second" and item["value"] > 0
     assert len(item["details"]["runs"]) == 2 and min(item["details"]["runs"]) == pytest.approx(item["value"], rel=1e-3)
+    printed = capsys.readouterr().out
+    assert all(f"%  {part}\n" in printed for part in item["details"]["parts"]) and "on average" in printed
 
 
 def test_bench_on_known_ground_keeps_nothing():
-    walking, looking = (
-        benchmarks.env_speed(memory_frames=60, warm_up=2, measured=6, threads=1, known=known) for known in (False, True)
-    )
+    sizes = {"memory_frames": 60, "warm_up": 2, "measured": 6, "profiled": 4, "threads": 1}
+    walking, looking = (benchmarks.env_speed(**sizes, known=known) for known in (False, True))
     assert looking["memory_frames_at_end"] == 61  # the last frame is always there, kept or not
     assert walking["memory_frames_at_end"] > 61
+    assert max(looking["parts"], key=looking["parts"].get) in ("transformer without attention", "attention", "decoder")
 
 
 def test_bench_env_counts_every_reset(tmp_path):
