@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .model.memory_layout import CUDA_BUDGET
 from .model.pass_graphs import PassGraphs
+from .model.passes import LARGE_FRAME
 from .predicted_player import PredictedPoses
 from .rollout import frame_size, frames_per_step, whole_context
 from .rows import Row
@@ -62,7 +63,8 @@ class Dream:
         if memory_budget is None and self.device.startswith("cuda"):
             memory_budget = _budget_of(worlds, torch.cuda.get_device_properties(self.device).total_memory)
         self.model = load_model(checkpoint, self.device, memory_budget)
-        if worlds > 1 and self.device.startswith("cuda") and self.model.graphs is None:
+        small = self.model.config.tokens <= LARGE_FRAME
+        if worlds > 1 and small and self.device.startswith("cuda") and self.model.graphs is None:
             # The passes of many small worlds take longer to launch than to compute.
             self.model.graphs = PassGraphs(self.model.streamer)
         self.height, self.width = frame_size(self.model)
