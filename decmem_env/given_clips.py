@@ -214,7 +214,8 @@ def continue_clip(
     # Whole chunks are generated along the clip's own actions where it has them, then cut.
     chunk = frames_per_step(model)
     part = slice(condition, min(len(clip), condition + math.ceil(count / chunk) * chunk))
-    session = model.start(how.seed + number, how.memory, None, how.steps, how.guidance, how.new_view_steps)
+    steps = {"steps": how.steps, "new_view_steps": how.new_view_steps}
+    session = model.start(seed=how.seed + number, memory=how.memory, guidance=how.guidance, **steps)
     try:
         session.observe(clip.frames[:condition], clip.actions[:condition], clip.poses[:condition], progress)
         begun = time.perf_counter()
