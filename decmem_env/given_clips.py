@@ -68,7 +68,7 @@ class Generation:
             model.sha256,
             memory,
             int(model.config.steps if steps is None else steps),
-            max(model.config.steps, model.config.new_view_steps) if steps is None else int(steps),
+            int(model.config.default_new_view_steps if steps is None else steps),
             max(scale, 1.0),
             seed,
             start_frame,

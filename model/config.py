@@ -216,6 +216,11 @@ class ModelConfig:
         return self.autoencoder.temporal_stride if isinstance(self.autoencoder, WanAutoencoderConfig) else 1
 
     @property
+    def default_new_view_steps(self) -> int:
+        """Sampler steps of frames that show something new, where nobody asks for others."""
+        return max(self.steps, self.new_view_steps)
+
+    @property
     def height(self) -> int:
         """Frame height in pixels."""
         return self.autoencoder.height

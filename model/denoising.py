@@ -18,7 +18,7 @@ from torch import Tensor
 from ..conventions.poses import projective_matrices
 from . import flow
 from .attention import BlockLists
-from .keyframes import shows_new
+from .keyframes import seen_views, shows_new
 from .memory import Slots
 from .passes import Plan, Row, plan_pass
 from .position import FrameMatrices, Positions
@@ -91,7 +91,7 @@ class Chunks:
         found = []
         for session, old, new, kept in zip(self.sessions, self.old, self.new, self.kept, strict=True):
             few, many = session.settings.steps, session.settings.new_view_steps
-            if many != few and shows_new(session.bank, old if kept else None, new, session.model.config):
+            if many != few and shows_new(seen_views(session), old if kept else None, new, session.model.config):
                 few = many
             found.append(few)
         return found

@@ -56,25 +56,6 @@ def advance(state: Tensor, velocity: Tensor, now: float, then: float, fresh: Ten
     return (1.0 - then) * (state - now * velocity) + then * fresh
 
 
-def training_times(
-    shape: tuple[int, ...], pure_noise: float, mean: float, std: float, generator: torch.Generator | None = None
-) -> Tensor:
-    """Flow times for training: a fraction at pure noise, where sampling starts, the rest logit-normal.
-
-    Args:
-        shape: Of the result.
-        pure_noise: Share of exactly 1.
-        mean: Of the logit; positive means noisier.
-        std: Of the logit.
-        generator: On the CPU.
-
-    Returns:
-        fp32 in (0, 1].
-    """
-    times = torch.sigmoid(mean + std * torch.randn(shape, generator=generator))
-    return torch.where(torch.rand(shape, generator=generator) < pure_noise, 1.0, times)
-
-
 def session_noise(generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise of one session, drawn on the CPU so that it does not depend on device or batch."""
     return torch.randn(shape, generator=generator)

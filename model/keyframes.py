@@ -85,20 +85,28 @@ def beside(views: NDArray[np.float64], pose: NDArray[np.float64], config: ModelC
     return near
 
 
-def shows_new(bank: MemoryBank, pending: Pending | None, frames: Pending, config: ModelConfig) -> bool:
+def shows_new(views: NDArray[np.float64], pending: Pending | None, frames: Pending, config: ModelConfig) -> bool:
     """Whether a chunk has a frame without a view beside it.
 
     Args:
-        bank: What is remembered.
-        pending: Frames about to enter it; None: none.
+        views: float64 [n, 5], the remembered ones that it sees (`seen_views`).
+        pending: Frames about to be remembered; None: none.
         frames: The chunk.
         config: `keyframe_blocks` and `keyframe_degrees`.
     """
     for pose in frames.poses:
         lately = pending is not None and beside(pending.poses, pose, config).any()
-        if not lately and not beside(bank.poses, pose, config).any():
+        if not lately and not beside(views, pose, config).any():
             return True
     return False
+
+
+def seen_views(session: Session) -> NDArray[np.float64]:
+    """Remembered views that a session's next chunk can see, float64 [n, 5]: without retrieval, those of the window."""
+    poses = session.bank.poses
+    if session.settings.memory in ("off", "window"):
+        return poses[max(0, len(poses) - session.model.config.window) :]
+    return poses
 
 
 def new_views(poses: NDArray[np.float64], config: ModelConfig) -> NDArray[np.bool_]:

@@ -165,7 +165,7 @@ class WorldModel:
         cfg = self.config
         few = cfg.steps if steps is None else int(steps)
         if steps is None and new_view_steps is None:
-            new_view_steps = max(cfg.steps, cfg.new_view_steps)
+            new_view_steps = cfg.default_new_view_steps
         settings = Settings(
             memory,
             cfg.top_k if top_k is None else int(top_k),

@@ -42,7 +42,7 @@ from .profiling import Profile
 from .scores import psnr_per_frame, revisit_kinds
 
 _EVALUATION_ROUNDS = 12
-LATE = 0.7  # flow time from which on a sampler of several steps has settled what a new view shows
+LATE = 0.7  # flow time below which a sampler of several steps has settled what a new view shows
 
 
 class DynamicsTask:
@@ -141,19 +141,17 @@ class DynamicsTask:
         inputs = sample_inputs(clips.batch.latents, objective, clips.context, clips.generated, new)
         with self.precision():
             velocity = run_model(self.model, clips.batch, inputs, objective.attention)
-        # Only from pure noise, with its action, is the prediction what a session would generate; of new views what a
-        # session's sampler would end with.
-        generated = (inputs.time == 1.0) & inputs.action_mask
-        last = generated
+        # Only from pure noise is the prediction what a session would generate in one step; of new views, from any.
+        made = late = inputs.time == 1.0
         if new is not None:
-            generated, last = generated | new & inputs.action_mask, torch.where(new, inputs.time < LATE, generated)
+            made, late = made | new, torch.where(new, inputs.time < LATE, late)
         if objective.self_context > 0:
-            clips.take(clean_prediction(velocity, inputs), generated, new)
+            clips.take(clean_prediction(velocity, inputs), made & inputs.action_mask, new)
         flow = flow_loss(velocity, inputs, objective, clips.batch.changed)
         if self.adversary is None:
             return flow
         with self.profile.section("adversary"):
-            return self.adversary.add(flow, velocity, inputs, clips.batch.latents, last & inputs.action_mask)
+            return self.adversary.add(flow, velocity, inputs, clips.batch.latents, late & inputs.action_mask)
 
     def after_step(self) -> None:
         """Render and encode new trajectories in proportion to the frames trained."""

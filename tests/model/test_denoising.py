@@ -74,6 +74,20 @@ def test_a_view_stops_being_new_once_it_is_about_to_be_kept(frugal):
     assert torch.equal(found, wanted) and not torch.allclose(found, other, atol=1e-2)
 
 
+@pytest.mark.parametrize(("memory", "new"), [("off", True), ("window", True), ("every", False), ("dense", False)])
+def test_what_a_session_cannot_see_is_new_to_it(memory, new):
+    """The first of the seen views lies before the window of two frames."""
+    model = build(**KEYFRAMES, new_view_steps=3, window=2)
+    pose = make_walk(SEEN).poses[:1][None]
+    frames = []
+    for steps in (None, 3, 1):
+        session = begin(model, memory=memory, steps=steps)
+        model.step([session], np.zeros((1, 1, 25), np.float32), pose, decode=False)
+        frames.append(session.pending.latents)
+        session.close()
+    assert torch.equal(frames[0], frames[1 if new else 2]) and not torch.equal(frames[1], frames[2])
+
+
 def test_a_view_that_memory_did_without_makes_nothing_known(frugal):
     """Memory keeps no frame beside a known one, so what lies beside that frame only is new."""
     session = begin(frugal)

@@ -32,13 +32,6 @@ def test_guidance_is_eq_14():
     assert flow.guided(none, action, 5.0) == 11.0
 
 
-def test_training_times():
-    times = flow.training_times((20000,), 0.3, -0.5, 1.2, torch.Generator().manual_seed(0))
-    assert 0.28 < (times == 1.0).float().mean() < 0.32
-    rest = torch.logit(times[times < 1.0])
-    assert abs(rest.mean() + 0.5) < 0.05 and abs(rest.std() - 1.2) < 0.05
-
-
 def test_no_steps_is_refused():
     with pytest.raises(ValueError, match="steps is 0"):
         flow.schedule(0)

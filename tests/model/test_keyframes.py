@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -197,7 +195,7 @@ def chunk_of(poses):
 
 
 def new(known, pending, frames):
-    return shows_new(SimpleNamespace(poses=known), pending, frames, DISTANCES)
+    return shows_new(known, pending, frames, DISTANCES)
 
 
 def test_frames_about_to_be_remembered_count_only_where_they_are():
