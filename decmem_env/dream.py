@@ -89,10 +89,14 @@ class Dream:
         return session, frames[-1].copy()
 
     def advance(
-        self, rows: Sequence[Row], actions: NDArray[np.float32], poses: NDArray[np.float64]
+        self,
+        rows: Sequence[Row],
+        actions: NDArray[np.float32],
+        poses: NDArray[np.float64],
+        cells: NDArray[np.float64],
     ) -> NDArray[np.uint8]:
         """One batched model step."""
-        frames = self.model.step([row.handle for row in rows], actions, poses)
+        frames = self.model.step([row.handle for row in rows], actions, poses, cells=cells)
         return torch.as_tensor(frames).cpu().numpy()
 
     def memory_frames(self, handle: Any) -> int:

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from .beginnings import fit_frames
 from .conventions.clip_index import read_clip_index
 from .conventions.clips import Clip, read_clip
+from .hand_reader import HandReader
 from .rollout import frame_size, frames_per_step, lacking_frames, roll_out
+from .start import Start
 
 BAD_START = 100  # frames at the start of WorldMem's videos that its own loader skips
 _SAME_SHAPE = 0.03  # sides this close in proportion are resized, as in the paper (360x640 -> 352x640), not cut
@@ -226,7 +228,9 @@ def continue_clip(
             if progress is not None:
                 progress(min(frames, count - sum(n for n, _ in clock[:-1])))
 
-        made = roll_out(model, [session], clip.actions[None, part], clip.poses[None, part], progress=note)
+        start = Start(clip.actions[:condition], clip.poses[:condition], clip.frames[:condition])
+        hands = HandReader.where_needed(model, [start], clip.actions[part])
+        made = roll_out(model, [session], clip.actions[None, part], clip.poses[None, part], progress=note, hands=hands)
         return Continued(made[0, :count].numpy(), clock)
     finally:
         session.close()

@@ -85,7 +85,9 @@ def filled_session(model: WorldModel, frames: int, seed: int = 0) -> Session:
                 noise = torch.randn(len(part), cfg.heads, rows, cfg.head_dim, generator=rng)
                 fresh.append((noise * held[layer].float().std()).to(model.device))
             pool.write(layer, part.to(model.device), *fresh)
-    session.bank.append(slots, np.arange(count), np.repeat(clip[2][:1], count, 0), np.zeros(count, np.bool_))
+    poses, never = np.repeat(clip[2][:1], count, 0), np.zeros(count, np.bool_)
+    poses[:, 0] += 0.5 * np.arange(count)  # on a walk, so that places differ
+    session.bank.append(slots, np.arange(count), poses, never, never)
     session.next_frame = count
     session.observe(*clip)
     return session

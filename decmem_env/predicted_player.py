@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .conventions.actions import Action
 from .model.pose_predictor import (
     ABOVE,
     AIR,
@@ -48,6 +49,7 @@ _ENCODE_BATCH = 32
 _HEIGHTS = np.arange(-BELOW, ABOVE + 1)
 _ROUNDING = 1e-4  # blocks; feet may rest this much below the top of a block
 _STILL = 1e-6  # blocks and degrees
+_HANDS = [Action.ATTACK, Action.PLACE]
 
 
 class PredictedPlayer:
@@ -62,6 +64,7 @@ class PredictedPlayer:
         origin: int64 [3], the cell (x, y, z) of the world that is the map's first.
         climb: By how much it rose in its last step, in blocks.
         looked: float64 [6], pose and climb when it last saw a frame.
+        touched: float64 [3], the cell (x, y, z) of the world that its hand changed in its last step; NaN: none.
     """
 
     def __init__(self, pose: NDArray[np.float64]) -> None:
@@ -72,6 +75,7 @@ class PredictedPlayer:
         self.known = np.zeros((X, Z, Y, CLASSES), np.float16)
         self.climb = 0.0
         self.looked = np.full(6, np.nan)
+        self.touched = np.full(3, np.nan)
 
     def _inside(self, pose: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.concatenate([pose[:3] - self.origin, pose[3:]])
@@ -114,6 +118,15 @@ class PredictedPlayer:
         x, y, z = cells.T
         self.known[x, z, y] = logits
         self.simulator.blocks[0, x, z, y] = _IDS[logits.argmax(-1)]
+
+    def remember_touch(self) -> None:
+        """Be certain of the cell that the hand has just changed."""
+        cell = self.simulator.touched[0]
+        self.touched = cell + self.origin
+        if not np.isnan(cell[0]):
+            x, y, z = cell.astype(int)
+            air = self.simulator.blocks[0, x, z, y] == block_types.AIR
+            self.known[x, z, y] = _certain(AIR if air else SOLID)
 
     def free_body(self) -> None:
         """Where the player is there is no wall: a map that says so is wrong."""
@@ -223,16 +236,33 @@ class PredictedPlayers:
         Returns:
             Poses after it, float64 [n, 5].
         """
-        known = [len(player.simulator.edits) for player in players]
         heights = [player.simulator.poses[0, 1] for player in players]
         moved = step_all([player.simulator for player in players], actions)
-        for player, count, old, new in zip(players, known, heights, moved, strict=True):
+        for player, old, new in zip(players, heights, moved, strict=True):
             player.climb = float(new[1] - old)
-            for edit in player.simulator.edits[count:]:
-                kind = AIR if edit.block == block_types.AIR else SOLID
-                player.known[edit.x, edit.z, edit.y] = _certain(kind)
+            player.remember_touch()
             player.recentre()
         return np.stack([player.pose for player in players])
+
+    def follow(
+        self, players: Sequence[PredictedPlayer], actions: NDArray[np.float32], poses: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Put each player where somebody else says it is one frame later, and let its hand act there.
+
+        Args:
+            players: n players.
+            actions: float32 [n, 25]; breaking and placing change the map.
+            poses: float64 [n, 5].
+
+        Returns:
+            The cells that hands changed, float64 [n, 3], NaN where none.
+        """
+        used = actions[:, _HANDS] > 0.5
+        for player, pose, (breaks, places) in zip(players, poses, used, strict=True):
+            player.place(pose)
+            player.simulator.use_hands(np.array([breaks]), np.array([places]))
+            player.remember_touch()
+        return np.stack([player.touched for player in players])
 
     def begin(self, latents: Tensor, poses: NDArray[np.float64]) -> PredictedPlayer:
         """A player that has seen a context.
@@ -284,6 +314,12 @@ class PredictedPoses:
     def move(self, players: Sequence[PredictedPlayer], actions: NDArray[np.float32]) -> NDArray[np.float64]:
         """Let each player act for one frame; see `PredictedPlayers.move`."""
         return self._players.move(players, actions)
+
+    def follow(
+        self, players: Sequence[PredictedPlayer], actions: NDArray[np.float32], poses: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Let each player's hand act where somebody else says that it is; see `PredictedPlayers.follow`."""
+        return self._players.follow(players, actions, poses)
 
 
 def _certain(kind: int) -> NDArray[np.float16]:

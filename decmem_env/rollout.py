@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .hand_reader import HandReader
 
 Progress = Callable[[int], None]  # called with the number of frames done since the last call
 
@@ -20,6 +23,7 @@ def roll_out(
     *,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    hands: HandReader | None = None,
 ) -> torch.Tensor:
     """Generate T frames in every session, all sessions in one forward pass a step.
 
@@ -30,6 +34,7 @@ def roll_out(
         poses: [n, T, 5], the pose of each frame.
         device: Where the frames are kept.
         progress: Called after each step with the frames it made.
+        hands: Knows which cells hands meet; None: nobody does.
 
     Returns:
         uint8 [n, T, H, W, 3].
@@ -46,7 +51,11 @@ def roll_out(
     frames: torch.Tensor | None = None
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
-        made = model.step(list(sessions), *_whole(actions[:, start:stop], poses[:, start:stop], chunk))
+        acts, places = _whole(actions[:, start:stop], poses[:, start:stop], chunk)
+        cells = {} if hands is None else {"cells": hands.act(acts, places)}
+        made = model.step(list(sessions), acts, places, **cells)
+        if hands is not None:
+            hands.see(sessions)
         made = torch.as_tensor(made, device=device)[:, : stop - start]
         if frames is None:
             frames = torch.empty((count, length, *made.shape[2:]), dtype=torch.uint8, device=device)

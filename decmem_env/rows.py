@@ -147,9 +147,16 @@ class Backend(Protocol):
         ...
 
     def advance(
-        self, rows: Sequence[Row], actions: NDArray[np.float32], poses: NDArray[np.float64]
+        self,
+        rows: Sequence[Row],
+        actions: NDArray[np.float32],
+        poses: NDArray[np.float64],
+        cells: NDArray[np.float64],
     ) -> NDArray[np.uint8]:
-        """Frames uint8 [n, F, H, W, 3] for actions [n, F, 25] that lead to poses [n, F, 5]."""
+        """Frames uint8 [n, F, H, W, 3] for actions [n, F, 25] that lead to poses [n, F, 5] and change cells [n, F, 3].
+
+        Cells are NaN where no hand changes one, or nobody knows which.
+        """
         ...
 
     def memory_frames(self, handle: Any) -> int:
@@ -259,9 +266,10 @@ class Rows:
         else:
             given = []
             vectors = np.stack([action_to_vector(self.settings.action_mode, action) for action in actions])
-        poses = np.stack([self._move(rows, vectors, given) for _ in range(length)], 1)
+        moves = [self._move(rows, vectors, given) for _ in range(length)]
+        poses, cells = (np.stack(part, 1) for part in zip(*moves, strict=True))
         held = np.repeat(vectors[:, None], length, 1)
-        frames = self.backend.advance(rows, held, poses)
+        frames = self.backend.advance(rows, held, poses, cells)
         seeing = [(row.player, row.handle) for row in rows if row.player is not None]
         if seeing and self.backend.poses is not None:
             self.backend.poses.observe(*zip(*seeing, strict=True))
@@ -279,14 +287,15 @@ class Rows:
 
     def _move(
         self, rows: Sequence[Row], vectors: NDArray[np.float32], given: Sequence[NDArray[np.float64]]
-    ) -> NDArray[np.float64]:
-        """Move all rows by one frame; returns their poses [n, 5]."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Move all rows by one frame; returns their poses [n, 5] and the cells that their hands change [n, 3]."""
+        cells = np.full((len(rows), 3), np.nan)
         if given:
             for row, pose in zip(rows, given, strict=True):
                 row.pose = pose.copy()
                 if row.simulator is not None:
                     row.simulator.teleport(0, pose)
-            return np.stack([row.pose for row in rows])
+            return np.stack([row.pose for row in rows]), cells
         true = [i for i, row in enumerate(rows) if row.simulator is not None]
         if true:
             moved = step_all([row.simulator for row in rows if row.simulator is not None], vectors[true])
@@ -300,7 +309,12 @@ class Rows:
         for row, vector in zip(rows, vectors, strict=True):
             if row.simulator is None and row.player is None:
                 row.pose = integrate_kinematic(row.pose, vector)
-        return np.stack([row.pose for row in rows])
+        for i, row in enumerate(rows):
+            if row.simulator is not None:
+                cells[i] = row.simulator.touched[0]
+            elif row.player is not None:
+                cells[i] = row.player.touched
+        return np.stack([row.pose for row in rows]), cells
 
     def observe(self, row: Row) -> Any:
         """Observation of a row, in fresh arrays."""

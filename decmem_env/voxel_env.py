@@ -52,7 +52,11 @@ class Truth:
         return slot, self._render([slot], start.poses[-1:])[0]
 
     def advance(
-        self, rows: Sequence[Row], actions: NDArray[np.float32], poses: NDArray[np.float64]
+        self,
+        rows: Sequence[Row],
+        actions: NDArray[np.float32],
+        poses: NDArray[np.float64],
+        cells: NDArray[np.float64],
     ) -> NDArray[np.uint8]:
         """Render every player's view."""
         slots = [row.handle for row in rows]

@@ -104,7 +104,8 @@ def filled_session(model: WorldModel, latents: int) -> Session:
             means = keys.unflatten(2, (cfg.blocks_per_frame, -1)).mean(3, dtype=torch.float32)
             pool.write(layer, part, keys, values, means)
         index, poses = np.arange(start, start + len(slots)), np.repeat(_poses(1), len(slots), 0)
-        session.bank.append(slots, index, poses, np.zeros(len(slots), np.bool_))
+        never = np.zeros(len(slots), np.bool_)
+        session.bank.append(slots, index, poses, never, never)
     session.next_frame = count
     observe(session, true)
     return session

@@ -36,6 +36,8 @@ class ModelConfig:
         chunk: Latent frames that are denoised together; they see each other, and the frames of earlier chunks.
         window: Latent frames before the current chunk that the local memory sees (the paper's w = 8).
         top_k: Retrieved blocks per query block and head.
+        nearest_views: Frames that a frame sees, those with the nearest poses (`nearest_views`), instead of the window
+            and what is retrieved by content; 0: window and retrieval.
         fusion: `gated` (ALM + gate * SGM, DecMem section 4.3) or `union` (one softmax over window and retrieved
             blocks).
         gate: `sigmoid`, or `linear` (no activation, as in Video Sparse Attention).
@@ -50,6 +52,7 @@ class ModelConfig:
         keyframe_degrees: See `keyframe_blocks`.
         voxel_planes: Faces of voxels along each axis whose crossings every token is told (`voxel_rays`); 0: none, for
             videos whose poses are not in blocks.
+        voxel_hands: Whether the model can be told which cell a hand breaks or fills (`voxel_rays.views`).
         action_dim: Entries of an action; those of a latent's frames are concatenated.
         text_tokens: Length of the fixed text context that cross-attention sees, 0 for no text (and no such layers).
         text_width: Channels of that context.
@@ -77,6 +80,7 @@ class ModelConfig:
     chunk: int = 1
     window: int = 8
     top_k: int = 48
+    nearest_views: int = 0
     fusion: str = "gated"
     gate: str = "sigmoid"
     gate_init: float = 0.5
@@ -88,6 +92,7 @@ class ModelConfig:
     keyframe_blocks: float = 0.0
     keyframe_degrees: float = 0.0
     voxel_planes: int = 0
+    voxel_hands: bool = False
     action_dim: int = 25
     text_tokens: int = 0
     text_width: int = 4096
@@ -105,6 +110,11 @@ class ModelConfig:
         for name, known in (("fusion", FUSIONS), ("gate", GATES), ("layout", LAYOUTS), ("sampler", SAMPLERS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}: expected one of {', '.join(known)}")
+        if self.nearest_views < 0 or (self.nearest_views and (self.chunk > 1 or self.fusion != "union")):
+            raise ValueError(
+                f"model.nearest_views is {self.nearest_views}: expected at least 0, and 0 with chunks of several "
+                "latents or fusion 'gated'"
+            )
         if self.window < 0:
             raise ValueError(f"model.window is {self.window}: expected at least 0 (no local memory)")
         if min(self.keyframe_blocks, self.keyframe_degrees) < 0.0:
@@ -121,6 +131,8 @@ class ModelConfig:
                 f"model.voxel_planes is {self.voxel_planes}: expected at least 0, and 0 for videos with several frames "
                 "in a latent"
             )
+        if self.voxel_hands and not self.voxel_planes:
+            raise ValueError("model.voxel_hands is True: it needs voxel_planes above 0")
         for name in ("width", "depth", "heads", "chunk", "top_k", "steps", "patch", "blocks_per_frame"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: expected at least 1")

@@ -7,7 +7,7 @@ passes of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from . import flow
 from .attention import BlockLists
 from .keyframes import seen_views, shows_new
 from .memory import Slots
+from .nearest_views import chosen_by_place, nearest, seen_when_committed, views_of
 from .passes import Plan, Row, plan_pass
 from .position import FrameMatrices, Positions
 from .session import Pending, Session
@@ -40,7 +41,7 @@ class Placed(NamedTuple):
     Attributes:
         where: Position transforms.
         actions: float32 [n, F, A].
-        view: What the block grid sees of them, fp32 [n, F, 5], for models that are told; else None.
+        view: What the block grid sees of them, fp32 [n, F, 8], for models that are told; else None.
     """
 
     where: FrameMatrices | Positions
@@ -58,7 +59,8 @@ def place(model: WorldModel, parts: list[list[Pending]], origins: list[NDArray[n
     """
     poses = np.stack([np.concatenate([p.poses for p in row]) for row in parts])
     actions = np.stack([np.concatenate([p.actions for p in row]) for row in parts])
-    view = upload(views(poses), model.device) if model.config.voxel_planes else None
+    cells = np.stack([np.concatenate([p.cells for p in row]) for row in parts])
+    view = upload(views(poses, cells), model.device) if model.config.voxel_planes else None
     poses[..., :3] -= np.stack(origins)[:, None, :3]
     pair = projective_matrices(poses, model.intrinsics, translation_scale=model.config.translation_scale)
     projective, inverse = (torch.from_numpy(m.reshape(-1, 4, 4).astype(np.float32)) for m in pair)
@@ -77,6 +79,7 @@ class Chunks:
         fresh: Pages to commit the pending ones to; none of them is committed if this is empty.
         kept: Which of those are remembered; what the others commit is not seen.
         scratch: Pages int64 [n, branches, c] of the chunks being made.
+        by_place: What `seen` has found.
     """
 
     sessions: list[Session]
@@ -85,6 +88,27 @@ class Chunks:
     fresh: list[Slots]
     kept: list[bool]
     scratch: NDArray[np.int64]
+    by_place: dict[int, list[NDArray[np.int64]]] = field(default_factory=dict)
+
+    def seen(self, i: int) -> list[NDArray[np.int64]] | None:
+        """What a row's pending chunk and its new one see of its history (`Row.seen`); None without `nearest_views`."""
+        session = self.sessions[i]
+        if not chosen_by_place(session):
+            return None
+        if i not in self.by_place:
+            self.by_place[i] = self._by_place(session, self.old[i] if self.kept[i] else None, self.new[i])
+        return self.by_place[i]
+
+    def _by_place(self, session: Session, kept: Pending | None, new: Pending) -> list[NDArray[np.int64]]:
+        bank, count = session.bank, session.model.config.nearest_views
+        past, index = views_of(bank), bank.frame_index
+        before = np.zeros(0, np.int64)  # nobody will see what a forgotten chunk saw
+        if kept is not None:
+            before = seen_when_committed(bank, views_of(kept), count)[0]
+            past, index = past.followed_by(views_of(kept)), np.concatenate([index, kept.frame_index])
+        chosen = nearest(past, new.poses[0], count)
+        session.last_seen = index[chosen]
+        return [before, chosen]
 
     def steps(self) -> list[int]:
         """Sampler steps of each row: more where its chunk shows something new."""
@@ -177,7 +201,9 @@ class _Passes:
             session, old, new = chunks.sessions[i], chunks.old[i], chunks.new[i]
             written = [chunks.fresh[i]] if self.clean or (committing and chunks.kept[i]) else []
             history = np.concatenate([session.bank.slots, *written])
-            planned.append(Row(history, self.clean, tuple(chunks.scratch[i]), forgets=not chunks.kept[i]))
+            seen = chunks.seen(i)
+            seen = seen if seen is None or self.clean else seen[1:]
+            planned.append(Row(history, self.clean, tuple(chunks.scratch[i]), not chunks.kept[i], seen))
             before = [old] if self.clean and old is not None else []
             self.old += before
             parts.append(before + [new] * self.branches)

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..conventions.actions import ACTION_DIM
 from ..conventions.poses import wrap_degrees
 from .config import ModelConfig
-from .voxel_rays import HANDS
+from .nearest_views import CHANGED_WITHIN, hands_used
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,14 +29,7 @@ if TYPE_CHECKING:
     from .memory import MemoryBank
     from .session import Pending, Session
 
-CHANGED_WITHIN = 16.0  # blocks around a hand's work in which a change to one block can be seen
 FORGETTING = ("memory", "dense", "decay")  # modes which see all of the past, and so need only keyframes of it
-
-
-def hands_used(actions: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which latent frames break or place something: bool [n] of actions [n, A] (those of all frames of a latent)."""
-    pressed: NDArray[np.bool_] = actions.reshape(len(actions), -1, ACTION_DIM)[..., HANDS] > 0.5
-    return np.logical_or.reduce(pressed, (1, 2))
 
 
 def keeps(session: Session) -> bool:
@@ -109,20 +101,30 @@ def seen_views(session: Session) -> NDArray[np.float64]:
     return poses
 
 
-def new_views(poses: NDArray[np.float64], config: ModelConfig) -> NDArray[np.bool_]:
+def new_views(
+    poses: NDArray[np.float64], config: ModelConfig, hands: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
     """Which frames of a walk show something new: a view with none beside it before.
 
     Args:
         poses: float64 [T, 5].
         config: `keyframe_blocks` and `keyframe_degrees`.
+        hands: bool [T], frames of a hand's work, which are new, and make all views around them old; None: none.
 
     Returns:
         bool [T]. Only new views count as views before: frames between two of those are beside both.
     """
     views, count = np.empty_like(poses), 0
     new = np.zeros(len(poses), np.bool_)
+    since = np.zeros(len(poses), np.int64)  # which of the views were there at a change
     for t, pose in enumerate(poses):
-        new[t] = not beside(views[:count], pose, config).any()
+        known = views[:count]
+        if hands is not None and hands[:t].any():
+            away = poses[:t][hands[:t], :3] - pose[:3]
+            near = (away * away).sum(1) <= CHANGED_WITHIN**2
+            known = known[since[:t][hands[:t]][near][-1] :] if near.any() else known
+        since[t] = count
+        new[t] = not beside(known, pose, config).any() or (hands is not None and hands[t])
         if new[t]:
             views[count] = pose
             count += 1

@@ -239,13 +239,14 @@ class PagePool(PageStore):
 
 
 class MemoryBank:
-    """One session's memory: its pages in order of time, and of each its frame index, its pose and hands at work.
+    """One session's memory: its pages in order of time, and what is known of the frame of each.
 
     Attributes:
         slots: int64 [n], pages of the pool.
         frame_index: int64 [n], ascending.
         poses: float64 [n, 5].
         hands: bool [n], frames whose action broke or placed something.
+        generated: bool [n], frames that the model made.
         evicted: Frames forgotten because the budget was used up.
     """
 
@@ -255,6 +256,7 @@ class MemoryBank:
         self.frame_index: NDArray[np.int64] = np.zeros(0, np.int64)
         self.poses: NDArray[np.float64] = np.zeros((0, 5))
         self.hands: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self.generated: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self.evicted = 0
         pool.register(self)
 
@@ -275,13 +277,19 @@ class MemoryBank:
         return int(np.count_nonzero(self.pool.places.of[self.slots] < 0))
 
     def append(
-        self, slots: Slots, frame_index: NDArray[np.int64], poses: NDArray[np.float64], hands: NDArray[np.bool_]
+        self,
+        slots: Slots,
+        frame_index: NDArray[np.int64],
+        poses: NDArray[np.float64],
+        hands: NDArray[np.bool_],
+        generated: NDArray[np.bool_],
     ) -> None:
         """Add committed frames; the bank takes over their references."""
         self.slots = np.concatenate([self.slots, slots])
         self.frame_index = np.concatenate([self.frame_index, frame_index])
         self.poses = np.concatenate([self.poses, poses])
         self.hands = np.concatenate([self.hands, hands])
+        self.generated = np.concatenate([self.generated, generated])
         self.pool.settle(slots)
 
     def fork(self) -> MemoryBank:
@@ -289,7 +297,7 @@ class MemoryBank:
         child = MemoryBank(self.pool)
         with self.pool.lock:
             self.pool.retain(self.slots)
-            child.append(self.slots, self.frame_index, self.poses, self.hands)
+            child.append(self.slots, self.frame_index, self.poses, self.hands, self.generated)
             child.evicted = self.evicted
         return child
 
@@ -310,6 +318,7 @@ class MemoryBank:
         self.frame_index = np.delete(self.frame_index, found)
         self.poses = np.delete(self.poses, found, 0)
         self.hands = np.delete(self.hands, found)
+        self.generated = np.delete(self.generated, found)
         self.evicted += 1
         self.pool.release(np.array([slot], np.int64))
 
@@ -321,4 +330,4 @@ class MemoryBank:
                 pool.release(self.slots)
                 self.slots = self.slots[:0]
                 self.frame_index, self.poses = self.frame_index[:0], self.poses[:0]
-                self.hands = self.hands[:0]
+                self.hands, self.generated = self.hands[:0], self.generated[:0]

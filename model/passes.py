@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .attention import BlockLists, block_table
@@ -27,12 +28,15 @@ class Row(NamedTuple):
         commit: How many of the last ones this pass commits.
         noisy: Pages of the frames being denoised, a chunk for each branch of guidance.
         forgets: Whether the frames being denoised do not see those that are committed: they will be forgotten.
+        seen: Places in the history that each frame to commit sees, and then those that the frames being denoised see;
+            None: the window, and what is retrieved.
     """
 
     history: Slots
     commit: int
     noisy: tuple[Slots, ...] = ()
     forgets: bool = False
+    seen: list[NDArray[np.int64]] | None = None
 
 
 class Lists(NamedTuple):
@@ -98,9 +102,9 @@ def local_tiles(config: ModelConfig, device: torch.device) -> tuple[int, int]:
     return most(128), most(320)
 
 
-def _pad(rows: list[list[np.ndarray]], device: torch.device) -> BlockLists:
+def _pad(rows: list[list[np.ndarray]], device: torch.device, least: int = 1) -> BlockLists:
     counts = np.array([[len(entry) for entry in row] for row in rows], np.int32)
-    lists = np.zeros((*counts.shape, max(1, int(counts.max()))), np.int32)
+    lists = np.zeros((*counts.shape, max(least, int(counts.max()))), np.int32)
     for b, row in enumerate(rows):
         for f, entry in enumerate(row):
             lists[b, f, : len(entry)] = entry
@@ -124,7 +128,7 @@ def _lists(
     mode: str,
     device: torch.device,
 ) -> Lists:
-    frames = _pad(local, device)
+    frames = _pad(local, device, config.nearest_views + 1)  # by place, always as long, for CUDA graphs
     union, blocks = config.fusion == "union", config.blocks_per_frame
     parts = [config.tokens // tile for tile in local_tiles(config, device)]
     tiles = frames if parts == [1, 1] else block_table(*frames, *parts)
@@ -173,7 +177,14 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
         for branch in row.noisy:
             starts += [known] * chunk
             own += [branch] * chunk
-        for start, mine in zip(starts, own, strict=True):
+        chosen = None if row.seen is None else [*row.seen[: row.commit], *row.seen[row.commit :] * len(row.noisy)]
+        for number, (start, mine) in enumerate(zip(starts, own, strict=True)):
+            if chosen is not None:
+                entries.append(np.concatenate([row.history[chosen[number]], mine]))
+                far.append(row.history[:0])
+                limit.append(0)
+                first.append(0)
+                continue
             low = max(0, start - window)
             entries.append(np.concatenate([row.history[0 if mode == "dense" else low : start], mine]))
             far.append(row.history[:low])

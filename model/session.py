@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +55,7 @@ class Pending:
         poses: float64 [c, 5].
         frame_index: int64 [c].
         generated: bool [c], whether the model made the frame itself.
+        cells: float64 [c, 3], the cell that the hand changed, NaN where that is not known.
     """
 
     latents: Tensor
@@ -62,12 +63,11 @@ class Pending:
     poses: NDArray[np.float64]
     frame_index: NDArray[np.int64]
     generated: NDArray[np.bool_]
+    cells: NDArray[np.float64]
 
     def part(self, part: slice) -> Pending:
         """Some of the frames."""
-        return Pending(
-            self.latents[part], self.actions[part], self.poses[part], self.frame_index[part], self.generated[part]
-        )
+        return Pending(*(getattr(self, entry.name)[part] for entry in fields(self)))
 
 
 class Session:
@@ -78,6 +78,8 @@ class Session:
         seed: Of the noise.
         settings: How it generates.
         record_lists: Keep the retrieved lists of each step in `last_lists`.
+        last_seen: int64 [n], indices of the frames that the last generated chunk saw, where they are chosen by their
+            poses (`nearest_views`); None elsewhere.
         last_lists: Per layer, the blocks that the last generated chunk retrieved in its last sampler step: lists int32
             [heads, blocks of the chunk, top_k] and counts; block `j` is block `j % M` of frame `memory_frames[j // M]`.
         force_lists: Per layer, blocks to retrieve in the next `observe` or step instead of the best-scoring ones, for
@@ -102,6 +104,7 @@ class Session:
         self.step_ms = 0.0
         self.record_lists = False
         self.last_lists: list[BlockLists] | None = None
+        self.last_seen: NDArray[np.int64] | None = None
         self.force_lists: list[BlockLists] | None = None
         self.closed = False
 
@@ -191,7 +194,7 @@ class Session:
             if self.origin is None:
                 self.origin = poses[0].copy()
             index = np.arange(self.next_frame, self.next_frame + count)
-            fresh = Pending(latents, actions, poses, index, np.zeros(count, np.bool_))
+            fresh = Pending(latents, actions, poses, index, np.zeros(count, np.bool_), np.full((count, 3), np.nan))
             waiting = self.pending is not None
             self.model.commit(self, _split(_joined(self.pending, fresh), cfg.chunk), progress)
             self.next_frame += count
@@ -334,6 +337,7 @@ def _joined(first: Pending | None, second: Pending) -> Pending:
         np.concatenate([first.poses, second.poses]),
         np.concatenate([first.frame_index, second.frame_index]),
         np.concatenate([first.generated, second.generated]),
+        np.concatenate([first.cells, second.cells]),
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .world_model import WorldModel
 
 FORMAT = "decmem-snapshot"
-VERSION = 4
+VERSION = 5
 
 
 class SnapshotError(ValueError):
@@ -65,6 +65,7 @@ class Snapshot:
                 "frame_index": torch.from_numpy(bank.frame_index.copy()),
                 "poses": torch.from_numpy(bank.poses.copy()),
                 "hands": torch.from_numpy(bank.hands.copy()),
+                "generated": torch.from_numpy(bank.generated.copy()),
             }
             if session.origin is not None:
                 arrays["origin"] = torch.from_numpy(session.origin.copy())
@@ -75,6 +76,7 @@ class Snapshot:
                 arrays["pending_poses"] = torch.from_numpy(pending.poses.copy())
                 arrays["pending_frame_index"] = torch.from_numpy(pending.frame_index.copy())
                 arrays["pending_generated"] = torch.from_numpy(pending.generated.copy())
+                arrays["pending_cells"] = torch.from_numpy(pending.cells.copy())
             arrays |= {f"video.{name}": tensor for name, tensor in session.video.tensors().items()}
             if session.shown is not None:
                 arrays["shown"] = session.shown
@@ -122,10 +124,11 @@ class Snapshot:
         with model.lock:
             session = Session(model, self.facts["seed"], Settings(**self.facts["settings"]))
             bank, arrays = session.bank, self.arrays
-            index, poses, hands = (arrays[name].numpy().copy() for name in ("frame_index", "poses", "hands"))
+            table = [arrays[name].numpy().copy() for name in ("frame_index", "poses", "hands", "generated")]
+            index = table[0]
             if self._pool is model.pool and self._pages is None:
                 model.pool.retain(self._slots)
-                bank.append(self._slots, index, poses, hands)
+                bank.append(self._slots, *table)
             elif len(index):
                 if len(index) > model.pool.room(at_once=False):
                     raise SnapshotError(
@@ -138,7 +141,7 @@ class Snapshot:
                     slots = model.pool.allocate(min(model.pool.room(), len(index) - done), last)
                     part, last = slice(done, done + len(slots)), int(slots[-1])
                     model.pool.copy_in(slots, self.pages().part(part))
-                    bank.append(slots, index[part], poses[part], hands[part])
+                    bank.append(slots, *(column[part] for column in table))
                     done += len(slots)
             bank.evicted = self.facts["evicted"]
             session.forks, session.next_frame = self.facts["forks"], self.facts["next_frame"]
@@ -156,6 +159,7 @@ class Snapshot:
                     arrays["pending_poses"].numpy().copy(),
                     arrays["pending_frame_index"].numpy().copy(),
                     arrays["pending_generated"].numpy().copy(),
+                    arrays["pending_cells"].numpy().copy(),
                 )
         return session
 

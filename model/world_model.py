@@ -20,9 +20,10 @@ from ..conventions.poses import normalised_intrinsics, validate_poses
 from . import checkpoint, flow
 from .attention import BlockLists
 from .denoising import Chunks, denoise, place
-from .keyframes import hands_used, keeps
+from .keyframes import keeps
 from .memory import PagePool
 from .memory_layout import CPU_MEMORY
+from .nearest_views import chosen_by_place, hands_used, seen_when_committed, views_of
 from .pass_graphs import PassGraphs
 from .passes import MODES, Row, plan_pass
 from .products import cpu_products
@@ -197,16 +198,31 @@ class WorldModel:
 
     @overload
     def step(
-        self, sessions: Sequence[Session], actions: ArrayLike, poses: ArrayLike, decode: Literal[True] = True
+        self,
+        sessions: Sequence[Session],
+        actions: ArrayLike,
+        poses: ArrayLike,
+        decode: Literal[True] = True,
+        cells: ArrayLike | None = None,
     ) -> NDArray[np.uint8]: ...
 
     @overload
     def step(
-        self, sessions: Sequence[Session], actions: ArrayLike, poses: ArrayLike, decode: Literal[False]
+        self,
+        sessions: Sequence[Session],
+        actions: ArrayLike,
+        poses: ArrayLike,
+        decode: Literal[False],
+        cells: ArrayLike | None = None,
     ) -> None: ...
 
     def step(
-        self, sessions: Sequence[Session], actions: ArrayLike, poses: ArrayLike, decode: bool = True
+        self,
+        sessions: Sequence[Session],
+        actions: ArrayLike,
+        poses: ArrayLike,
+        decode: bool = True,
+        cells: ArrayLike | None = None,
     ) -> NDArray[np.uint8] | None:
         """Generate one chunk in each session, all in one batch.
 
@@ -215,6 +231,8 @@ class WorldModel:
             actions: float32 [n, F, 25] with F from `frames_of`, equal in all sessions.
             poses: float64 [n, F, 5], of the frames to be generated.
             decode: Whether frames are wanted.
+            cells: float64 [n, F, 3], the cell (x, y, z) of the block grid that the player's hand breaks or fills in
+                each frame, NaN where none is known; None: nowhere. Models without `voxel_hands` do not hear of it.
 
         Returns:
             uint8 [n, F, H, W, 3], or None without decoding.
@@ -225,6 +243,7 @@ class WorldModel:
         began = time.perf_counter()
         sessions = list(sessions)
         actions, poses = self._check(sessions, actions, poses)
+        told = self._told(cells, poses)
         groups: dict[tuple[Settings, bool], list[int]] = defaultdict(list)
         for i, session in enumerate(sessions):
             groups[session.settings, session.pending is None].append(i)
@@ -232,7 +251,7 @@ class WorldModel:
         with self.lock:
             self.pool.staging.mark()
             for (settings, _), rows in groups.items():
-                self._generate([sessions[i] for i in rows], actions[rows], poses[rows], settings)
+                self._generate([sessions[i] for i in rows], actions[rows], poses[rows], told[rows], settings)
             if decode:
                 frames = self._decode(sessions).cpu().numpy()
         for session in sessions:
@@ -277,7 +296,19 @@ class WorldModel:
         """Video frames of a session's next step: 16 with Wan's autoencoder and chunks of 4, 13 at the very start."""
         return video_frames(self.config.chunk, self.config.frames_per_latent, session.next_frame == 0)
 
-    def _generate(self, sessions: list[Session], actions: NDArray, poses: NDArray, settings: Settings) -> None:
+    def _told(self, cells: ArrayLike | None, poses: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Cells [n, c, 3] for the latent frames of `poses` [n, c, 5]."""
+        nowhere = np.full((*poses.shape[:2], 3), np.nan)
+        if cells is None or not self.config.voxel_hands:
+            return nowhere
+        told = np.asarray(cells, np.float64)
+        if told.shape != nowhere.shape or np.isinf(told).any():
+            raise ValueError(f"cells {told.shape}: expected finite numbers or NaN, {nowhere.shape}")
+        return told
+
+    def _generate(
+        self, sessions: list[Session], actions: NDArray, poses: NDArray, cells: NDArray, settings: Settings
+    ) -> None:
         """Denoise one chunk in sessions that share settings and have a chunk to commit, or have none yet."""
         chunk = self.config.chunk
         branches = 1 if settings.guidance == 1.0 else 2
@@ -289,7 +320,7 @@ class WorldModel:
                 for session in sessions:
                     fresh.append(self.pool.allocate(chunk, session.bank.last))
             scratch = self.pool.scratch(len(sessions) * branches * chunk).reshape(len(sessions), branches, chunk)
-            new = [self._placed(s, a, p) for s, a, p in zip(sessions, actions, poses, strict=True)]
+            new = [self._placed(*row) for row in zip(sessions, actions, poses, cells, strict=True)]
             old = [session.pending for session in sessions]
             latents = denoise(self, Chunks(sessions, old, new, fresh, kept, scratch))
         except BaseException:
@@ -301,7 +332,8 @@ class WorldModel:
         for i, session in enumerate(sessions):
             done, made = old[i], new[i]
             if done is not None and kept[i]:
-                session.bank.append(fresh[i], done.frame_index, done.poses, hands_used(done.actions))
+                used = hands_used(done.actions)
+                session.bank.append(fresh[i], done.frame_index, done.poses, used, done.generated)
             elif fresh:
                 self.pool.release(fresh[i])
             if session.origin is None:
@@ -311,11 +343,11 @@ class WorldModel:
             session.next_frame += chunk
             session.force_lists = None
 
-    def _placed(self, session: Session, actions: NDArray, poses: NDArray) -> Pending:
+    def _placed(self, session: Session, actions: NDArray, poses: NDArray, cells: NDArray) -> Pending:
         index = np.arange(session.next_frame, session.next_frame + self.config.chunk)
         shape = (self.config.chunk, *self.config.autoencoder.latent_shape)
         own = np.ones(self.config.chunk, np.bool_)
-        return Pending(flow.session_noise(session.generator, shape), actions, poses, index, own)
+        return Pending(flow.session_noise(session.generator, shape), actions, poses, index, own, cells)
 
     def commit(
         self, session: Session, frames: tuple[Pending, Pending], progress: Callable[[int], None] | None = None
@@ -340,7 +372,10 @@ class WorldModel:
             count = len(piece.frame_index)
             slots = self.pool.allocate(count, session.bank.last)
             try:
-                row = Row(np.concatenate([session.bank.slots, slots]), count)
+                seen = None
+                if chosen_by_place(session):
+                    seen = seen_when_committed(session.bank, views_of(piece), self.config.nearest_views)
+                row = Row(np.concatenate([session.bank.slots, slots]), count, seen=seen)
                 plan = plan_pass(self.pool, [row], session.settings.memory, session.settings.top_k)
                 lists = None
                 if forced is not None:
@@ -361,7 +396,8 @@ class WorldModel:
             except BaseException:
                 self.pool.release(slots)
                 raise
-            session.bank.append(slots, piece.frame_index, piece.poses, hands_used(piece.actions))
+            used = hands_used(piece.actions)
+            session.bank.append(slots, piece.frame_index, piece.poses, used, piece.generated)
             done += count
             if progress is not None:
                 progress(count)

@@ -62,6 +62,7 @@ class DataConfig:
         episodes_per_world: Trajectories a world; alternately on the grid of poses and off it.
         worlds_per_job: Worlds that a worker simulates together.
         edits: Share of simulated trajectories that break and place blocks, leave and come back.
+        told: Share of edits whose cell the model is told, where it can be (`model.voxel_hands`).
         contact: Share of simulated trajectories that run into walls, climb and fall (`worlds` kind `contact`).
         dreams: Share of rows whose latents are the model's own (pose).
         slow: Share of those off the grid of poses whose turns and steps take up to 16 times as many frames.
@@ -88,6 +89,7 @@ class DataConfig:
     episodes_per_world: int = 2
     worlds_per_job: int = 2
     edits: float = 0.25
+    told: float = 0.8
     contact: float = 0.0
     dreams: float = 0.0
     slow: float = 0.4
@@ -239,7 +241,7 @@ class TrainConfig:
             raise ConfigError(
                 f"data.frames={self.data.frames} exceeds data.episode_frames={self.data.episode_frames}: raise it"
             )
-        for name in ("edits", "contact", "dreams", "slow", "beside", "tilted", "unsteady", "jumps"):
+        for name in ("edits", "told", "contact", "dreams", "slow", "beside", "tilted", "unsteady", "jumps"):
             if not 0.0 <= getattr(self.data, name) <= 1.0:
                 raise ConfigError(f"data.{name}={getattr(self.data, name)}: a share from 0 to 1")
         if self.objective.log_floor <= 0.0 or self.objective.edit_weight < 0.0:

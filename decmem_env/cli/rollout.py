@@ -60,7 +60,9 @@ def run(options: argparse.Namespace) -> int:
     device = resolve_device(options.device)
     model = load_model(options.checkpoint, device)
     from ..beginnings import from_clip, from_image, from_world
+    from ..hand_reader import HandReader
     from ..rollout import frame_size, roll_out, whole_context
+    from ..start import Start
 
     height, width = frame_size(model)
     if options.clip is not None:
@@ -72,9 +74,11 @@ def run(options: argparse.Namespace) -> int:
     session = model.start(seed=options.seed, memory=options.memory, steps=options.steps)
     say(f"observing {len(begin.frames)} frames")
     session.observe(*whole_context(model, begin.frames, begin.actions, begin.poses))
+    hands = HandReader.where_needed(model, [Start(begin.actions, begin.poses, begin.frames)], actions)
     start = time.monotonic()
     with Bar(len(actions), "generating") as bar:
-        made = roll_out(model, [session], actions[None], begin.next_poses[None], progress=bar.add)[0].numpy()
+        rolled = roll_out(model, [session], actions[None], begin.next_poses[None], progress=bar.add, hands=hands)
+    made = rolled[0].numpy()
     speed = len(actions) / (time.monotonic() - start)
     frames, steps, poses = made, actions, begin.next_poses
     if not options.only_generated:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..hand_reader import HandReader
 from ..rollout import roll_out, whole_context
+from ..start import Start
 from .matches import NEAR, Matches, in_gap, match_poses
 from .parts import Columns, Part, Report, Tell, gather, score_parts, whole
 from .scores import Scores, join, score_script
@@ -303,7 +305,12 @@ def dream(
     middle = time.perf_counter()
     actions = np.repeat(np.stack([s.actions[context:] for s in scripts]), seeds, 0)
     poses = np.repeat(np.stack([s.poses[context:] for s in scripts]), seeds, 0)
-    frames = roll_out(contender.model, sessions, actions, poses, device=truth.rgb.device, progress=tell)
+    starts = [
+        Start(script.actions[:context], script.poses[:context], truth.rgb[row, :context].cpu().numpy())
+        for row, script in enumerate(scripts)
+    ]
+    hands = HandReader.where_needed(contender.model, starts, actions, seeds)
+    frames = roll_out(contender.model, sessions, actions, poses, device=truth.rgb.device, progress=tell, hands=hands)
     _refuse_forgetting(sessions)
     for session in {id(s): s for s in (*roots, *sessions)}.values():
         session.close()

@@ -109,24 +109,26 @@ class DreamSource:
         """Dream the next chunk under one action, held over its frames; the last of them is shown."""
         start = time.perf_counter()
         chunk = frames_per_step(self._model)
-        poses = np.stack([self._move(action) for _ in range(chunk)])
-        frame = self._model.step([self.session], np.repeat(action[None, None], chunk, 1), poses[None])[0, -1]
+        moves = [self._move(action) for _ in range(chunk)]
+        poses, cells = (np.stack(part)[None] for part in zip(*moves, strict=True))
+        frame = self._model.step([self.session], np.repeat(action[None, None], chunk, 1), poses, cells=cells)[0, -1]
         if self._poses is not None and self._player is not None:
             self._poses.observe([self._player], [self.session])
         spent = 1000.0 * (time.perf_counter() - start)
         return self._shot(frame, action, spent, self.stage.picture(self._pose) if truth else None)
 
-    def _move(self, action: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Let the player act for one frame; returns its pose."""
-        pose = self.stage.move(action)
+    def _move(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Let the player act for one frame; returns its pose and the cell that its hand changed, NaN if none known."""
+        pose, cell = self.stage.move(action), self.stage.touched
         if self.pose_source == "kinematic":
-            pose = integrate_kinematic(self._pose, action)
+            pose, cell = integrate_kinematic(self._pose, action), np.full(3, np.nan)
             self.stage.place_player(pose)
         elif self._poses is not None and self._player is not None:
             pose = self._poses.move([self._player], action[None])[0]
+            cell = self._player.touched
             self.stage.place_player(pose)
         self._pose = pose
-        return pose
+        return pose, cell
 
     def true_picture(self) -> NDArray[np.uint8]:
         """The true world from where the player stands."""
@@ -207,12 +209,14 @@ class DreamSource:
 
 
 def retrieved_frames(session: Session) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Frames whose blocks the last step retrieved, over all layers, heads and query blocks.
+    """Frames whose blocks the last step retrieved, over all layers, heads and query blocks; or that it saw by place.
 
     Returns:
         Frame indices int64 [K], most used first, and their shares of all retrieved blocks, float64 [K].
     """
     nothing = np.zeros(0, np.int64), np.zeros(0)
+    if session.last_seen is not None and len(session.last_seen):
+        return session.last_seen[::-1], np.full(len(session.last_seen), 1.0 / len(session.last_seen))
     if not session.last_lists:
         return nothing
     blocks, known = session.model.config.blocks_per_frame, session.memory_frames

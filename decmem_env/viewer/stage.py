@@ -33,6 +33,11 @@ class Stage:
         self.simulator.step(action[None])
         return self.pose
 
+    @property
+    def touched(self) -> NDArray[np.float64]:
+        """The cell (x, y, z) that the player's hand changed in its last tick, float64 [3]; NaN: none."""
+        return self.simulator.touched[0].copy()
+
     def place_player(self, pose: NDArray[np.float64]) -> None:
         """Put the player somewhere."""
         self.simulator.teleport(0, pose)

@@ -28,6 +28,7 @@ class Simulator:
         blocks: uint8 [N, X, Z, Y], every player's own copy, with the edits.
         poses: float64 [N, 5].
         edits: Every block changed since the start, in order.
+        touched: float64 [N, 3], the cell (x, y, z) that each player's hand changed in the last tick; NaN: none.
     """
 
     def __init__(self, worlds: Sequence[World], poses: ArrayLike | None = None) -> None:
@@ -62,6 +63,7 @@ class Simulator:
         if self.poses.shape != (len(index), 5):
             raise ValueError(f"poses have shape {self.poses.shape}: expected one pose for each of {len(index)} players")
         self._rise = np.zeros(len(index))
+        self.touched = np.full((len(index), 3), np.nan)
         self._grids = Grids(self.blocks, index)
         stride = self.blocks.strides[0]
         self._addresses = self.blocks.ctypes.data + stride * np.asarray(index, np.uint64)
@@ -112,6 +114,12 @@ class Simulator:
         self._rise = state["rise"].copy()
         self.edits = [Edit(*(int(value) for value in edit)) for edit in state["edits"]]
 
+    def use_hands(self, breaks: NDArray[np.bool_], places: NDArray[np.bool_]) -> None:
+        """Let players, each where it stands, break (first of all) or place: bool [N] each."""
+        self.touched[:] = np.nan
+        for player in np.flatnonzero(breaks | places):
+            self._use_hand(int(player), bool(breaks[player]))
+
     def _use_hand(self, player: int, breaking: bool) -> None:
         """Break the block the player looks at, or place one against its face (not into the player)."""
         if not self._editable:
@@ -125,7 +133,7 @@ class Simulator:
             if y == 0:  # the bottom of the world stays closed
                 return
             blocks[x, z, y] = AIR
-            self.edits.append(Edit(player, x, y, z, AIR))
+            self._changed(Edit(player, x, y, z, AIR))
         elif free is not None:
             x, y, z = free
             before = blocks[x, z, y]
@@ -133,7 +141,11 @@ class Simulator:
             if self._grids.hits(*self.poses[:, :3].T)[player]:
                 blocks[x, z, y] = before
             else:
-                self.edits.append(Edit(player, x, y, z, PLACED))
+                self._changed(Edit(player, x, y, z, PLACED))
+
+    def _changed(self, edit: Edit) -> None:
+        self.edits.append(edit)
+        self.touched[edit.player] = edit.x, edit.y, edit.z
 
 
 def step_all(simulators: Sequence[Simulator], actions: ArrayLike) -> NDArray[np.float64]:
@@ -172,6 +184,5 @@ def _tick(simulators: Sequence[Simulator], vectors: NDArray[np.float64]) -> NDAr
     breaks, places = vectors[:, Action.ATTACK] > 0.5, vectors[:, Action.PLACE] > 0.5
     for one, part in zip(simulators, parts, strict=True):
         one.poses, one._rise = poses[part].copy(), rise[part].copy()
-        for player in np.flatnonzero((breaks | places)[part]):
-            one._use_hand(int(player), bool(breaks[part][player]))
+        one.use_hands(breaks[part], places[part])
     return poses

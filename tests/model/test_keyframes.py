@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from decmem_env.model.config import preset
-from decmem_env.model.keyframes import hands_used, new_views, shows_new
+from decmem_env.model.keyframes import new_views, shows_new
+from decmem_env.model.nearest_views import hands_used
 from decmem_env.model.session import Pending
 
 from decmem_env.conventions.actions import Action
@@ -191,7 +192,8 @@ def test_the_way_back_is_known():
 
 def chunk_of(poses):
     own, actions = np.ones(len(poses), np.bool_), np.zeros((len(poses), 25), np.float32)
-    return Pending(torch.zeros(len(poses), 1, 1, 1), actions, poses, np.arange(len(poses)), own)
+    cells = np.full((len(poses), 3), np.nan)
+    return Pending(torch.zeros(len(poses), 1, 1, 1), actions, poses, np.arange(len(poses)), own, cells)
 
 
 def new(known, pending, frames):

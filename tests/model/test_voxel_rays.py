@@ -10,6 +10,7 @@ from decmem_env.model.voxel_rays import (
     crossings,
     feature_count,
     hand_cells,
+    outline,
     token_rays,
     views,
 )
@@ -39,7 +40,8 @@ def standing(count, seed=4):
 
 def test_views_keep_what_the_grid_sees():
     found = views([[10.25, 3.0, -0.25, 30.0, -90.0]])
-    np.testing.assert_allclose(found, [[0.25, EYE_HEIGHT - 1.0, 0.75, np.pi / 6, -np.pi / 2]], rtol=1e-6)
+    seen = [[0.25, EYE_HEIGHT - 1.0, 0.75, np.pi / 6, -np.pi / 2]]
+    np.testing.assert_allclose(found[:, :5], seen, rtol=1e-6)
     far = views([[4_000_000.25, 3.0, -0.25, 30.0, -90.0]])  # far out, nothing is lost
     np.testing.assert_array_equal(found, far)
 
@@ -124,13 +126,105 @@ def test_only_hands_fill_the_cells():
     actions = torch.zeros(1, 4, 25)
     actions[0, 1, Action.ATTACK] = 1.0
     actions[0, 2, Action.PLACE] = 1.0
-    cells = rays.features(view, actions)[0, :, :, 9 + 15 * PLANES :].unflatten(-1, (2, 3 * PLANES))
+    cells = rays.features(view, actions)[0][0, :, :, 9 + 15 * PLANES :].unflatten(-1, (2, 3 * PLANES))
     assert cells.shape[-1] == 3 * PLANES and rays.embed.in_features == feature_count(PLANES)
     used = cells.abs().sum((1, 3)) > 0
     assert used.tolist() == [[False, False], [True, False], [False, True], [False, False]]
     # A recorded graph computes all frames: the same.
-    every = rays._cells(view[0], actions[0][:, [Action.ATTACK, Action.PLACE]])
+    every = rays._cells(view[0], actions[0][:, [Action.ATTACK, Action.PLACE]])[0]
     torch.testing.assert_close(every, cells.flatten(2), rtol=0.0, atol=0.0)
+
+
+def met(count, breaking):
+    """Poses whose hand meets something, and the cell that it changes there."""
+    world, poses = standing(count)
+    blocks = np.asarray(world.blocks, np.uint8)
+    cells = [target(blocks, pose)[0 if breaking else 1] for pose in poses]
+    known = [i for i, cell in enumerate(cells) if cell is not None]
+    eyes = np.floor(poses[known, :3] + [0.0, EYE_HEIGHT, 0.0])
+    chosen = np.array([cells[i] for i in known], np.float64)
+    apart = (eyes != chosen).any(-1)  # the renderer starts behind the cell in which the eye is
+    return world, poses[known][apart], chosen[apart]
+
+
+@pytest.mark.parametrize("breaking", [True, False])
+def test_of_the_candidates_only_the_told_cell_counts(breaking):
+    _, poses, cells = met(40, breaking)
+    number, probes = 0 if breaking else 1, token_rays(CONFIG, 4)
+    guessed = hand_cells(torch.from_numpy(views(poses)), probes, PLANES)[:, :, number]
+    told = hand_cells(torch.from_numpy(views(poses, cells)), probes, PLANES)[:, :, number]
+    faces = (told > 0.0).any(1)
+    assert len(poses) >= 10 and (faces.sum(1) == 1).float().mean() > 0.9  # one that covers no probe has none
+    assert ((guessed > 0.0).any(1).sum(1) > 1).float().mean() > 0.9
+    torch.testing.assert_close(told[(told > 0.0)], guessed[(told > 0.0)], rtol=0.0, atol=0.0)
+
+
+def test_the_outline_of_a_placed_block_is_where_it_will_be_drawn():
+    world, poses, cells = met(40, False)
+    blocks = torch.from_numpy(np.asarray(world.blocks, np.uint8))[None]
+    rows, columns = CONFIG.grid
+    renderer = Renderer(4 * rows, 4 * columns)
+    order = token_order(CONFIG)
+    found = outline(torch.from_numpy(views(poses, cells)), token_rays(CONFIG, 4))
+    for pose, cell, lines in zip(poses, cells.astype(int), found, strict=True):
+        alone = torch.zeros_like(blocks)
+        alone[0, cell[0], cell[2], cell[1]] = 1
+        drawn = renderer.render(alone, torch.zeros(1, dtype=torch.int64), pose[None], block_ids=True).block_ids[0] > 0
+        wanted = drawn.unflatten(0, (rows, 4)).unflatten(2, (columns, 4)).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+        assert ((lines[:, 1] > 0.0) != wanted[order]).sum() <= 2, (pose, cell)
+
+
+def test_the_opening_of_a_hole_is_the_met_face():
+    """Of the rays that meet the cell, those by the face that the middle ray meets see into it."""
+    _, poses, cells = met(40, True)
+    view, probes = torch.from_numpy(views(poses, cells)), token_rays(CONFIG, 4)
+    lines = outline(view, probes)
+    inside = lines[:, :, 1] > 0.0
+    assert ((lines[:, :, 0] > 0.0) == inside).all()
+    opened = lines[:, :, 0] > 0.5
+    shares = opened.flatten(1).sum(1) / inside.flatten(1).sum(1).clamp_min(1)
+    assert (shares > 0.0).float().mean() > 0.9 and (shares < 1.0).any()
+    assert not outline(torch.from_numpy(views(poses)), probes).any()
+
+
+@torch.no_grad()
+def test_told_cells_reach_the_model_only_where_it_can_be_told():
+    _, poses, cells = met(8, False)
+    actions = torch.zeros(1, len(poses), 25)
+    actions[0, :, Action.PLACE] = 1.0
+    plain, told = (torch.from_numpy(views(poses, where))[None] for where in (None, cells))
+    deaf, hearing = VoxelRays(CONFIG), VoxelRays(CONFIG.with_overrides(voxel_hands=True))
+    hearing.load_state_dict(deaf.state_dict(), strict=False)
+    for one in (deaf, hearing):
+        torch.nn.init.normal_(one.embed.weight, generator=torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(hearing.outline.weight, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(deaf(told, actions), deaf(plain, actions), rtol=0.0, atol=0.0)
+    torch.testing.assert_close(hearing(plain, actions), deaf(plain, actions), rtol=0.0, atol=0.0)
+    assert relative(hearing(told, actions), deaf(plain, actions)) > 0.01
+    torch.testing.assert_close(hearing(told, 0.0 * actions), deaf(plain, 0.0 * actions), rtol=0.0, atol=0.0)
+
+
+def test_a_step_hears_of_cells():
+    walk = make_walk(CONTEXT + 2)
+    walk.actions[CONTEXT, Action.PLACE] = 1.0
+    eye = walk.poses[CONTEXT, :3] + [0.0, EYE_HEIGHT, 0.0]
+    axes = camera_to_world(walk.poses[CONTEXT])[:3, :3] * [-1.0, 1.0, 1.0]
+    cell = np.floor(eye + 2.0 * axes[:, 2])
+    for hands in (False, True):
+        model = build(fusion="union", voxel_planes=4, voxel_hands=hands)
+        if hands:
+            torch.nn.init.normal_(model.transformer.voxel_rays.outline.weight)
+        frames = []
+        for given in (None, cell[None, None]):
+            session = model.start(1)
+            walk.observe(session, 0, CONTEXT)
+            frames.append(model.step([session], *walk.chunk(CONTEXT), cells=given))
+            assert np.isnan(session.pending.cells).all() == (given is None or not hands)
+            again = model.restore(session.snapshot())
+            np.testing.assert_array_equal(again.pending.cells, session.pending.cells)
+        assert (frames[0] != frames[1]).any() == hands
+    with pytest.raises(ValueError, match="cells"):
+        model.step([session], *walk.chunk(CONTEXT + 1), cells=np.zeros((1, 3)))
 
 
 def test_streaming_equals_one_pass(noises, monkeypatch):
@@ -147,7 +241,7 @@ def test_streaming_equals_one_pass(noises, monkeypatch):
     ones = torch.ones(1, CONTEXT + STEPS)
     wanted = teacher_forced(model, walk, clean, noisy, ones, view=view)
     assert relative(torch.cat(velocities[-STEPS:], 1), wanted[:, CONTEXT:]) < 1e-4
-    moved = teacher_forced(model, walk, clean, noisy, ones, view=view + torch.tensor([0.3, 0.0, 0.0, 0.0, 0.0]))
+    moved = teacher_forced(model, walk, clean, noisy, ones, view=view + torch.tensor([0.3, *[0.0] * 7]))
     assert relative(moved[:, CONTEXT:], wanted[:, CONTEXT:]) > 1e-3  # the place within the block matters
     with pytest.raises(ValueError, match="view"):
         teacher_forced(model, walk, clean, noisy, ones)
@@ -158,3 +252,5 @@ def test_not_where_a_latent_holds_several_frames():
         build(base="wan-debug", voxel_planes=2)
     with pytest.raises(ValueError, match="voxel_planes"):
         tiny().with_overrides(voxel_planes=-1)
+    with pytest.raises(ValueError, match="voxel_hands"):
+        tiny().with_overrides(voxel_hands=True)

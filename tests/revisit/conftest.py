@@ -69,7 +69,8 @@ class FakeModel:
 
     def __init__(self, kind):
         self.kind, self.autoencoder, self.device = kind, FakeAutoencoder(), "cpu"
-        self.pool, self.config = SimpleNamespace(limit=10_000), SimpleNamespace(frames_per_latent=1)
+        self.pool = SimpleNamespace(limit=10_000)
+        self.config = SimpleNamespace(frames_per_latent=1, voxel_hands=False)
         self.sha256 = 4 * kind
 
     def start(self, seed=0, memory="memory", steps=None):

@@ -46,7 +46,8 @@ class Player:
 
     def __init__(self, answers, context):
         self.answers, self.context, self.device, self.autoencoder = answers, context, "cpu", self
-        self.pool, self.config = SimpleNamespace(limit=10_000), SimpleNamespace(frames_per_latent=1)
+        self.pool = SimpleNamespace(limit=10_000)
+        self.config = SimpleNamespace(frames_per_latent=1, voxel_hands=False)
         self.time = 0
 
     def stream(self):

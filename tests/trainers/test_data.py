@@ -1,5 +1,5 @@
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from decmem_env.trainers.data.voxel import VALIDATION_JOB, VALIDATION_SEED, Epis
 from decmem_env.trainers.data.worldmem import ClipJob, fit_frames, read_index
 from decmem_env.trainers.scores import psnr_per_frame, revisit_kinds
 
+from decmem_env.conventions.actions import Action
 from decmem_env.voxel_env import VoxelEnv
 from decmem_env.worlds import generate_world, trajectories
 
@@ -364,3 +365,25 @@ def test_autoencoder_frames_show_edited_worlds():
     cells = {tuple(row) for row in episodes.edits[0][:, 1:4].tolist()}
     assert 1 <= len(changed) and {tuple(row) for row in changed.tolist()} <= cells
     assert pool.sample(3, np.random.default_rng(0)).shape == (3, 12, 20, 3)
+
+
+def test_clips_tell_the_cells_of_a_share_of_the_edits():
+    config = load_config("debug_decmem", {"data.edits": 1.0, "data.jumps": 0.0, "data.batch": 8, "data.aged": 0.0})
+    data = replace(config.data, frames=64)
+    stream = EpisodeStream(VoxelJob(seed=3, length=96, worlds=1, per_world=2, edits=1.0), 0)
+    pool = LatentPool(
+        stream, EpisodeRenderer(24, 40, "cpu"), lambda f: torch.zeros(len(f), 1, 6, 10), 4, 96, (1, 6, 10)
+    )
+    pool.fill(4)
+    shares = {}
+    for told in (0.0, 0.5, 1.0):
+        rng = np.random.default_rng(0)
+        hands = cells = 0
+        for _ in range(6):
+            batch = pool.sample(replace(data, told=told), rng)
+            known = batch.view[..., 5:].abs().amax(-1) < 8.0
+            used = (batch.actions[..., [Action.ATTACK, Action.PLACE]] > 0.5).any(-1)
+            assert not (known & ~used).any()
+            hands, cells = hands + int(used.sum()), cells + int(known.sum())
+        shares[told] = cells / hands
+    assert shares[0.0] == 0.0 and 0.3 < shares[0.5] < 0.7 and shares[1.0] > 0.8  # some hands meet nothing

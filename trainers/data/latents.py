@@ -31,9 +31,10 @@ class ClipBatch:
         projective_inverse: float32 [B, T, 4, 4].
         frame_index: int64 [B, T].
         poses: float64 [B, T, 5], on the CPU.
-        view: float32 [B, T, 5], what the block grid sees of them (`model.voxel_rays`).
+        view: float32 [B, T, 8], what the block grid sees of them (`model.voxel_rays`).
         changed: bool [B, T, h, w], where blocks that a player broke or placed show; None: nowhere.
         new: bool [B, T], frames that show something new (`model.keyframes.new_views`); None: not asked.
+        seen: int32 [B, T, n] and [B, T], what each frame sees (`model.nearest_views`); None for other models.
     """
 
     latents: Tensor
@@ -45,12 +46,20 @@ class ClipBatch:
     view: Tensor
     changed: Tensor | None = None
     new: Tensor | None = None
+    seen: tuple[Tensor, Tensor] | None = None
 
 
 def make_batch(
-    latents: Tensor, actions: NDArray[np.float32], poses: NDArray[np.float64], frame_index: NDArray[np.int64]
+    latents: Tensor,
+    actions: NDArray[np.float32],
+    poses: NDArray[np.float64],
+    frame_index: NDArray[np.int64],
+    cells: NDArray[np.float64] | None = None,
 ) -> ClipBatch:
-    """Put a batch on the device of its latents; camera translations are relative to each clip's first frame."""
+    """Put a batch on the device of its latents; camera translations are relative to each clip's first frame.
+
+    `cells` float64 [B, T, 3] are those that hands change, NaN where that is not told.
+    """
     intrinsics = normalised_intrinsics(*latents.shape[-2:])  # pixels are square, so only the ratio matters
     matrix, inverse = projective_matrices(poses, intrinsics, poses[:, :1])
     device = latents.device
@@ -66,7 +75,7 @@ def make_batch(
         move(inverse, torch.float32),
         move(frame_index, torch.int64),
         poses,
-        move(views(poses), torch.float32),
+        move(views(poses, cells), torch.float32),
     )
 
 
@@ -98,6 +107,7 @@ class LatentPool:
         self.actions = np.zeros((capacity, length, 25), np.float32)
         self.poses = np.zeros((capacity, length, 5))
         self.views = np.zeros((capacity, length), np.int64)
+        self.cells = np.full((capacity, length, 3), np.nan)  # (x, y, z) that a hand changes
         self.tables: list[NDArray[np.bool_]] = []
         self.count = self.added = 0
         self.allowance = 0.0
@@ -112,6 +122,11 @@ class LatentPool:
             self.changed[slot] = False if changed is None else changed[i]
             self.actions[slot], self.poses[slot] = episodes.actions[i], episodes.poses[i]
             self.views[slot] = view_numbers(episodes.poses[i])
+            self.cells[slot] = np.nan
+            if episodes.edits is not None:
+                made = episodes.edits[i]
+                made = made[made[:, 0] < self.length]
+                self.cells[slot, made[:, 0]] = made[:, [1, 3, 2]]
             self.tables[slot : slot + 1] = [revisit_table(episodes.poses[i])]
             self.added += 1
         self.count = min(self.added, self.capacity)
@@ -168,5 +183,6 @@ class LatentPool:
         latents, changed = self.latents.flatten(0, 1)[take], self.changed.flatten(0, 1)[take]
         times = np.stack([age(row, rng) if rng.random() < data.aged else row for row in shown])
         start = rng.integers(0, data.frame_offset + 1, (count, 1))
-        batch = make_batch(latents, self.actions[rows, index], self.poses[rows, index], times + start)
+        cells = np.where(rng.random((*index.shape, 1)) < data.told, self.cells[rows, index], np.nan)
+        batch = make_batch(latents, self.actions[rows, index], self.poses[rows, index], times + start, cells)
         return replace(batch, changed=changed)
