@@ -167,7 +167,8 @@ class DecMemEnv(RowEnv):
             `wan-debug`).
         device: `cpu`, `cuda` or `auto`.
         memory_budget: Bytes for the memories of all worlds of this checkpoint, device and budget; None: the model's.
-        memory: What the model may attend to: `memory`, `every`, `dense`, `window` or `off` (`WorldModel.start`).
+        memory: What the model may attend to: `memory`, `every`, `content`, `dense`, `window` or `off`
+            (`WorldModel.start`).
         steps: Denoising steps a frame; None is the model's default.
         guidance: Action guidance scale; None is the model's default.
         top_k: Retrieved blocks a query block; None is the model's default.

@@ -183,7 +183,7 @@ class DecMemVectorEnv(RowVectorEnv):
         device: `cpu`, `cuda` or `auto`.
         memory_budget: Bytes for the memories of all worlds together; None: the model's, on CUDA half a GiB a world if
             that is more, at most a quarter of the device.
-        memory: `memory`, `dense`, `window` or `off`.
+        memory: `memory`, `every`, `content`, `dense`, `window` or `off`.
         steps: Denoising steps a frame.
         guidance: Action guidance scale.
         top_k: Retrieved blocks a query block.

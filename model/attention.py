@@ -28,11 +28,11 @@ from .config import ModelConfig
 
 
 class FrameLists(NamedTuple):
-    """Lists of whole frames, shared by heads and mostly by the batch, with their inverse for the backward pass.
+    """Lists of whole frames, shared by batch and heads, with their inverse for the backward pass.
 
     Attributes:
-        lists: int32 [1 or B, 1, Q, L].
-        counts: int32 [1 or B, 1, Q].
+        lists: int32 [1, 1, Q, L].
+        counts: int32 [1, 1, Q].
         offsets: Inverse lists.
         entries: Inverse lists.
     """
@@ -74,24 +74,6 @@ def window_lists(frames: int, window: int, chunk: int, device: torch.device) -> 
         clean.append([*past, *range(start, stop)])
         noisy.append([*past, *range(frames + start, frames + stop)])
     return _pack(clean + noisy, 2 * frames, device)
-
-
-def view_lists(seen: Tensor, counts: Tensor) -> FrameLists:
-    """Lists of [clean | noisy] frames that see chosen frames of their past (`nearest_views`), and themselves.
-
-    Args:
-        seen: int32 [B, T, n], clean frames.
-        counts: int32 [B, T], how many of them count.
-
-    Returns:
-        Lists [B, 1, 2T, n + 1], with a batch of their own.
-    """
-    frames = seen.shape[1]
-    own = torch.arange(frames, device=seen.device, dtype=torch.int32).expand(seen.shape[:2])
-    halves = [torch.cat([first[..., None], seen], -1) for first in (own, own + frames)]
-    lists, many = torch.cat(halves, 1)[:, None], (counts + 1).repeat(1, 2)[:, None]
-    inverse = invert_lists(lists, many, 2 * frames)
-    return FrameLists(lists, many, inverse.offsets, inverse.entries)
 
 
 @lru_cache(maxsize=32)

@@ -36,8 +36,8 @@ class ModelConfig:
         chunk: Latent frames that are denoised together; they see each other, and the frames of earlier chunks.
         window: Latent frames before the current chunk that the local memory sees (the paper's w = 8).
         top_k: Retrieved blocks per query block and head.
-        nearest_views: Frames that a frame sees, those with the nearest poses (`nearest_views`), instead of the window
-            and what is retrieved by content; 0: window and retrieval.
+        nearest_views: Frames that a frame sees which shows nothing new, those with the nearest poses (`nearest_views`),
+            instead of the window and what is retrieved by content; 0: window and retrieval.
         fusion: `gated` (ALM + gate * SGM, DecMem section 4.3) or `union` (one softmax over window and retrieved
             blocks).
         gate: `sigmoid`, or `linear` (no activation, as in Video Sparse Attention).

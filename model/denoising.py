@@ -18,9 +18,9 @@ from torch import Tensor
 from ..conventions.poses import projective_matrices
 from . import flow
 from .attention import BlockLists
-from .keyframes import seen_views, shows_new
+from .keyframes import beside, seen_views, shows_new
 from .memory import Slots
-from .nearest_views import chosen_by_place, nearest, seen_when_committed, views_of
+from .nearest_views import BY_PLACE, changes_near, hands_used, nearest, since_change
 from .passes import Plan, Row, plan_pass
 from .position import FrameMatrices, Positions
 from .session import Pending, Session
@@ -88,27 +88,32 @@ class Chunks:
     fresh: list[Slots]
     kept: list[bool]
     scratch: NDArray[np.int64]
-    by_place: dict[int, list[NDArray[np.int64]]] = field(default_factory=dict)
+    by_place: dict[int, NDArray[np.int64] | None] = field(default_factory=dict)
 
-    def seen(self, i: int) -> list[NDArray[np.int64]] | None:
-        """What a row's pending chunk and its new one see of its history (`Row.seen`); None without `nearest_views`."""
-        session = self.sessions[i]
-        if not chosen_by_place(session):
-            return None
+    def seen(self, i: int) -> NDArray[np.int64] | None:
+        """Places in a row's history that its new chunk sees; None: the window, and what is retrieved by content."""
         if i not in self.by_place:
-            self.by_place[i] = self._by_place(session, self.old[i] if self.kept[i] else None, self.new[i])
+            self.by_place[i] = self._by_place(i)
         return self.by_place[i]
 
-    def _by_place(self, session: Session, kept: Pending | None, new: Pending) -> list[NDArray[np.int64]]:
-        bank, count = session.bank, session.model.config.nearest_views
-        past, index = views_of(bank), bank.frame_index
-        before = np.zeros(0, np.int64)  # nobody will see what a forgotten chunk saw
-        if kept is not None:
-            before = seen_when_committed(bank, views_of(kept), count)[0]
-            past, index = past.followed_by(views_of(kept)), np.concatenate([index, kept.frame_index])
-        chosen = nearest(past, new.poses[0], count)
+    def _by_place(self, i: int) -> NDArray[np.int64] | None:
+        session, pose = self.sessions[i], self.new[i].poses[0]
+        session.last_seen = None
+        config, bank, old = session.model.config, session.bank, self.old[i]
+        if not config.nearest_views or session.settings.memory not in BY_PLACE:
+            return None
+        if old is not None and self.kept[i] and changes_near(old.poses, hands_used(old.actions), pose).any():
+            return None  # all that is remembered so far is out of date
+        seen = np.flatnonzero(~bank.generated & (bank.frame_index >= since_change(bank, pose)))
+        views, index = bank.poses, bank.frame_index
+        if old is not None and self.kept[i] and not old.generated.any():  # the last one that was observed
+            seen = np.append(seen, len(bank))
+            views, index = np.concatenate([views, old.poses]), np.concatenate([index, old.frame_index])
+        if not beside(views[seen], pose, config).any():
+            return None
+        chosen = seen[nearest(views[seen], pose, config.nearest_views)]
         session.last_seen = index[chosen]
-        return [before, chosen]
+        return chosen
 
     def steps(self) -> list[int]:
         """Sampler steps of each row: more where its chunk shows something new."""
@@ -201,9 +206,7 @@ class _Passes:
             session, old, new = chunks.sessions[i], chunks.old[i], chunks.new[i]
             written = [chunks.fresh[i]] if self.clean or (committing and chunks.kept[i]) else []
             history = np.concatenate([session.bank.slots, *written])
-            seen = chunks.seen(i)
-            seen = seen if seen is None or self.clean else seen[1:]
-            planned.append(Row(history, self.clean, tuple(chunks.scratch[i]), not chunks.kept[i], seen))
+            planned.append(Row(history, self.clean, tuple(chunks.scratch[i]), not chunks.kept[i], chunks.seen(i)))
             before = [old] if self.clean and old is not None else []
             self.old += before
             parts.append(before + [new] * self.branches)

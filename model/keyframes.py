@@ -21,7 +21,7 @@ import numpy as np
 
 from ..conventions.poses import wrap_degrees
 from .config import ModelConfig
-from .nearest_views import CHANGED_WITHIN, hands_used
+from .nearest_views import hands_used, since_change
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .memory import MemoryBank
     from .session import Pending, Session
 
-FORGETTING = ("memory", "dense", "decay")  # modes which see all of the past, and so need only keyframes of it
+FORGETTING = ("memory", "content", "dense", "decay")  # modes that see all of the past: keyframes of it do
 
 
 def keeps(session: Session) -> bool:
@@ -58,13 +58,7 @@ def covered(bank: MemoryBank, frames: Pending, config: ModelConfig) -> bool:
 
 
 def _view_known(bank: MemoryBank, pose: NDArray[np.float64], config: ModelConfig) -> bool:
-    known = beside(bank.poses, pose, config)
-    if bank.hands.any():
-        away = bank.poses[bank.hands, :3] - pose[:3]
-        changes = bank.frame_index[bank.hands][(away * away).sum(1) <= CHANGED_WITHIN**2]
-        if len(changes):
-            known &= bank.frame_index >= changes[-1]
-    return bool(known.any())
+    return bool((beside(bank.poses, pose, config) & (bank.frame_index >= since_change(bank, pose))).any())
 
 
 def beside(views: NDArray[np.float64], pose: NDArray[np.float64], config: ModelConfig) -> NDArray[np.bool_]:
@@ -101,30 +95,20 @@ def seen_views(session: Session) -> NDArray[np.float64]:
     return poses
 
 
-def new_views(
-    poses: NDArray[np.float64], config: ModelConfig, hands: NDArray[np.bool_] | None = None
-) -> NDArray[np.bool_]:
+def new_views(poses: NDArray[np.float64], config: ModelConfig) -> NDArray[np.bool_]:
     """Which frames of a walk show something new: a view with none beside it before.
 
     Args:
         poses: float64 [T, 5].
         config: `keyframe_blocks` and `keyframe_degrees`.
-        hands: bool [T], frames of a hand's work, which are new, and make all views around them old; None: none.
 
     Returns:
         bool [T]. Only new views count as views before: frames between two of those are beside both.
     """
     views, count = np.empty_like(poses), 0
     new = np.zeros(len(poses), np.bool_)
-    since = np.zeros(len(poses), np.int64)  # which of the views were there at a change
     for t, pose in enumerate(poses):
-        known = views[:count]
-        if hands is not None and hands[:t].any():
-            away = poses[:t][hands[:t], :3] - pose[:3]
-            near = (away * away).sum(1) <= CHANGED_WITHIN**2
-            known = known[since[:t][hands[:t]][near][-1] :] if near.any() else known
-        since[t] = count
-        new[t] = not beside(known, pose, config).any() or (hands is not None and hands[t])
+        new[t] = not beside(views[:count], pose, config).any()
         if new[t]:
             views[count] = pose
             count += 1

@@ -16,7 +16,7 @@ from .memory import PagePool, Slots
 from .staging import Working, working_set
 from .upload import upload
 
-MODES = ("memory", "every", "dense", "decay", "off", "window")
+MODES = ("memory", "every", "content", "dense", "decay", "off", "window")
 LARGE_FRAME = 320  # tokens; local attention over larger frames goes by dense kernels or in tiles
 
 
@@ -28,15 +28,14 @@ class Row(NamedTuple):
         commit: How many of the last ones this pass commits.
         noisy: Pages of the frames being denoised, a chunk for each branch of guidance.
         forgets: Whether the frames being denoised do not see those that are committed: they will be forgotten.
-        seen: Places in the history that each frame to commit sees, and then those that the frames being denoised see;
-            None: the window, and what is retrieved.
+        seen: Places in the history that the frames being denoised see; None: the window, and what is retrieved.
     """
 
     history: Slots
     commit: int
     noisy: tuple[Slots, ...] = ()
     forgets: bool = False
-    seen: list[NDArray[np.int64]] | None = None
+    seen: NDArray[np.int64] | None = None
 
 
 class Lists(NamedTuple):
@@ -128,7 +127,8 @@ def _lists(
     mode: str,
     device: torch.device,
 ) -> Lists:
-    frames = _pad(local, device, config.nearest_views + 1)  # by place, always as long, for CUDA graphs
+    least = config.window + 1 if config.nearest_views else 1  # one shape, for CUDA graphs
+    frames = _pad(local, device, least)
     union, blocks = config.fusion == "union", config.blocks_per_frame
     parts = [config.tokens // tile for tile in local_tiles(config, device)]
     tiles = frames if parts == [1, 1] else block_table(*frames, *parts)
@@ -157,9 +157,9 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
     Args:
         pool: Where the pages are.
         rows: Equal in `commit` and in the number of noisy frames.
-        mode: `memory` or `every` (they differ in what is committed); `dense`, one softmax over everything; `decay`, the
-            same with what lies before the window weighed down; `off`, no retrieval; `window`, retrieval from the
-            window.
+        mode: `memory`, `every` or `content` (they differ in what is committed and in `Row.seen`); `dense`, one softmax
+            over everything; `decay`, the same with what lies before the window weighed down; `off`, no retrieval;
+            `window`, retrieval from the window.
         top_k: Blocks to retrieve for each query block and head.
     """
     config, device = pool.config, pool.device
@@ -177,10 +177,9 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
         for branch in row.noisy:
             starts += [known] * chunk
             own += [branch] * chunk
-        chosen = None if row.seen is None else [*row.seen[: row.commit], *row.seen[row.commit :] * len(row.noisy)]
         for number, (start, mine) in enumerate(zip(starts, own, strict=True)):
-            if chosen is not None:
-                entries.append(np.concatenate([row.history[chosen[number]], mine]))
+            if row.seen is not None and number >= row.commit:
+                entries.append(np.concatenate([row.history[row.seen], mine]))
                 far.append(row.history[:0])
                 limit.append(0)
                 first.append(0)
@@ -189,7 +188,7 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
             entries.append(np.concatenate([row.history[0 if mode == "dense" else low : start], mine]))
             far.append(row.history[:low])
             reach = low if union else start
-            allowed = {"memory": reach, "every": reach, "window": 0 if union else start}.get(mode, 0)
+            allowed = {"memory": reach, "every": reach, "content": reach, "window": 0 if union else start}.get(mode, 0)
             limit.append(allowed)
             first.append(low if mode == "window" and not union else 0)
         local.append(entries)

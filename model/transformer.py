@@ -30,7 +30,6 @@ from .attention import (
     history_limit,
     key_sizes,
     retrieve,
-    view_lists,
     window_lists,
 )
 from .config import ModelConfig
@@ -326,7 +325,6 @@ class WorldTransformer(nn.Module):
         generated: Tensor | None = None,
         view: Tensor | None = None,
         attention: str = "memory",
-        seen: tuple[Tensor, Tensor] | None = None,
         lists: list[BlockLists] | None = None,
         return_lists: bool = False,
     ) -> Any:
@@ -345,8 +343,6 @@ class WorldTransformer(nn.Module):
             generated: bool [B, T], frames of the history that the model generated itself; None: none.
             view: fp32 [B, T, 8] of `voxel_rays.views`, for models with `voxel_planes`.
             attention: `memory` (SGM and ALM), `dense`, or `window` (ALM alone).
-            seen: Frames that each frame sees, int32 [B, T, n], and how many count, int32 [B, T]: what `memory` means in
-                models with `nearest_views`.
             lists: Retrieved blocks per layer, instead of the top k.
             return_lists: Also return them.
 
@@ -357,9 +353,6 @@ class WorldTransformer(nn.Module):
             raise ValueError(f"attention is {attention!r}: expected {', '.join(ATTENTIONS)}")
         cfg, frames, device = self.config, clean.shape[1], clean.device
         reach = frames if attention == "dense" else cfg.window
-        if cfg.nearest_views and attention == "memory" and seen is None:
-            raise ValueError("this model has nearest_views: it needs what each frame sees (nearest_of_walk)")
-        by_place = attention == "memory" and cfg.nearest_views > 0
         keep = torch.cat([torch.ones_like(action_mask), action_mask], 1)
         nowhere = torch.zeros_like(action_mask)
         own = torch.cat([nowhere if generated is None else generated, nowhere], 1)
@@ -370,7 +363,7 @@ class WorldTransformer(nn.Module):
         where = self.where(*twice)
         skip = cfg.window if cfg.fusion == "union" else 0
         sequence = Sequence(
-            view_lists(*seen) if by_place and seen is not None else window_lists(frames, reach, cfg.chunk, device),
+            window_lists(frames, reach, cfg.chunk, device),
             history_limit(frames, cfg.blocks_per_frame, skip, cfg.chunk, device),
             key_sizes(cfg, 2 * frames, cfg.tokens, device),
             key_sizes(cfg, frames, cfg.block_tokens, device),
@@ -379,8 +372,7 @@ class WorldTransformer(nn.Module):
         used: list[BlockLists | None] = []
         keep_less = self.checkpoint_activations and torch.is_grad_enabled()
         for i, block in enumerate(self._run or self.blocks):
-            local_only = by_place or attention != "memory"
-            arguments = (x, time, where, sequence, local_only, lists[i] if lists is not None else None, text)
+            arguments = (x, time, where, sequence, attention != "memory", lists[i] if lists is not None else None, text)
             x, chosen = checkpoint(block, *arguments, use_reentrant=False) if keep_less else block(*arguments)
             used.append(chosen)
         velocity = self.velocity(x[:, frames:], embedded[:, frames:])

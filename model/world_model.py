@@ -23,7 +23,7 @@ from .denoising import Chunks, denoise, place
 from .keyframes import keeps
 from .memory import PagePool
 from .memory_layout import CPU_MEMORY
-from .nearest_views import chosen_by_place, hands_used, seen_when_committed, views_of
+from .nearest_views import hands_used
 from .pass_graphs import PassGraphs
 from .passes import MODES, Row, plan_pass
 from .products import cpu_products
@@ -152,6 +152,7 @@ class WorldModel:
         Args:
             seed: Of its noise.
             memory: `memory`, the model's own; `every`, the same, but every generated frame is kept (see `keyframes`);
+                `content`, window and blocks retrieved by content, also where the model has `nearest_views`;
                 `dense`, attention to everything; `decay`, the same with frames before the window weighed down; `off`,
                 the window only; `window`, retrieval from the window's frames.
             top_k: Retrieved blocks; the config's by default.
@@ -372,10 +373,7 @@ class WorldModel:
             count = len(piece.frame_index)
             slots = self.pool.allocate(count, session.bank.last)
             try:
-                seen = None
-                if chosen_by_place(session):
-                    seen = seen_when_committed(session.bank, views_of(piece), self.config.nearest_views)
-                row = Row(np.concatenate([session.bank.slots, slots]), count, seen=seen)
+                row = Row(np.concatenate([session.bank.slots, slots]), count)
                 plan = plan_pass(self.pool, [row], session.settings.memory, session.settings.top_k)
                 lists = None
                 if forced is not None:

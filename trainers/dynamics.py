@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from decmem_env.model.keyframes import new_views
-from decmem_env.model.nearest_views import Views, hands_used, nearest_of_walk
 from torch import Tensor, nn
 
 from decmem_env.metrics import sharpness
@@ -127,39 +126,13 @@ class DynamicsTask:
                 return batch if objective.new_view_noise is None else self._with_new_views(batch)
 
             rounds, groups = (objective.self_context_rounds, objective.self_context_groups) if keep else (1, 1)
-
-            def finish(batch: ClipBatch, own: Tensor) -> ClipBatch:
-                return self._with_seen(batch, own, rng)
-
-            by_place = self.model_config.nearest_views > 0
-            self._ring = ClipRing(sample, groups, rounds, objective.self_context, finish if by_place else None)
+            self._ring = ClipRing(sample, groups, rounds, objective.self_context)
         with self.profile.section("sample"):
             return self._ring.next()
 
     def _with_new_views(self, batch: ClipBatch) -> ClipBatch:
         new = np.stack([new_views(poses, self.model_config) for poses in batch.poses])
         return replace(batch, new=torch.from_numpy(new).to(batch.latents.device))
-
-    def _with_seen(
-        self, batch: ClipBatch, own: Tensor | None = None, rng: np.random.Generator | None = None
-    ) -> ClipBatch:
-        """A batch that knows what each frame sees (`model.nearest_views`), as a session's frames would.
-
-        Of frames that may become the model's own, only keyframes are seen. With `rng`, clips differ in how many frames
-        are seen, so that fewer serve too.
-        """
-        actions, most = batch.actions.cpu().numpy(), self.model_config.nearest_views
-        dreamed = np.zeros(batch.poses.shape[:2], np.bool_) if own is None else own.cpu().numpy()
-        seen, counts = [], []
-        for row, poses in enumerate(batch.poses):
-            hands = hands_used(actions[row])
-            kept = ~dreamed[row] | new_views(poses, self.model_config, hands)
-            lists, many = nearest_of_walk(Views(poses, hands, dreamed[row]), most, kept)
-            seen.append(lists)
-            counts.append(many if rng is None else np.minimum(many, rng.integers((most + 1) // 2, most + 1)))
-        device = batch.latents.device
-        listed, valid = (torch.from_numpy(np.stack(part).astype(np.int32)).to(device) for part in (seen, counts))
-        return replace(batch, seen=(listed, valid))
 
     def loss(self, clips: TurningClips, rng: np.random.Generator) -> Tensor:
         """Flow loss of one batch; its own predictions become context of the batch's next round."""
@@ -257,8 +230,6 @@ class DynamicsTask:
             full = [*group, *[group[-1]] * (data.batch - len(group))]
             latents = torch.stack([self.codec.encode(clip[0]) for clip in full])
             batch = make_batch(latents, *(np.stack([clip[k] for clip in full]) for k in (1, 2, 3)))
-            if self.model_config.nearest_views:
-                batch = self._with_seen(batch)
             yield [clip[0] for clip in group], batch
 
     def export(self, folder: Path) -> None:

@@ -115,7 +115,6 @@ def run_model(model: Any, batch: ClipBatch, inputs: FlowInputs, attention: str) 
         generated=inputs.generated,
         view=batch.view,
         attention=attention,
-        seen=batch.seen,
     )
 
 

@@ -57,7 +57,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     from_environment(parser, "--guidance-scale", "GUIDANCE_SCALE", None, float, "action guidance; 1 or less is off")
     from_environment(parser, "--num-inference-steps", "NUM_INFERENCE_STEPS", None, positive, "denoising steps")
     from_environment(parser, "--num-gpus", "NUM_GPUS", 1, positive, "spread samples over this many GPUs")
-    parser.add_argument("--memory", choices=("memory", "dense", "off", "window"), default="memory")
+    parser.add_argument("--memory", choices=("memory", "content", "dense", "off", "window"), default="memory")
     parser.add_argument("--seed", type=int, default=0, help="of the noise; sample i uses seed + i (default: 0)")
     parser.add_argument(
         "--start-frame",

@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
         "--memory",
         default="memory",
         metavar="M,M",
-        help="what the model may use: memory, dense, decay, off, window; a second one becomes a row beside it",
+        help="what the model may use: memory, content, dense, decay, off, window; a second one becomes a row beside it",
     )
     parser.add_argument("--window-checkpoint", metavar="C", help="a model trained without memory, as a third floor")
     parser.add_argument("--no-floors", action="store_true", help="leave out the rows without memory (faster)")
@@ -90,7 +90,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the test, print the table, write the files."""
     kinds = _choices("--kinds", options.kinds, KINDS)
-    modes = _choices("--memory", options.memory, ("memory", "every", "dense", "decay", "off", "window"))
+    modes = _choices("--memory", options.memory, ("memory", "every", "content", "dense", "decay", "off", "window"))
     if options.edits and (options.long_run or options.html is not None):
         raise CommandError("--edits goes without --long-run and --html: its pictures come with --sheet F.png")
     if options.beside and (options.edits or options.long_run or options.html is not None):

@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
     begin.add_argument("--clip", type=Path, metavar="MP4", help="begin with a clip (its .npz beside it)")
     begin.add_argument("--image", type=Path, metavar="PNG", help="begin with one image")
     parser.add_argument("--keymap", choices=("decmem", "worldmem"), default="decmem")
-    parser.add_argument("--memory", choices=("memory", "dense", "off", "window"), default="memory")
+    parser.add_argument("--memory", choices=("memory", "content", "dense", "off", "window"), default="memory")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument("--only-generated", action="store_true", help="leave the observed frames out of the clip")
     add_model_options(parser)

@@ -22,7 +22,7 @@ class PlaySettings:
         seed: World to start in; None is the demo's.
         device: `cpu`, `cuda` or `auto`.
         steps: Denoising steps a frame; None is the model's own.
-        memory: `memory`, `dense`, `window` or `off`.
+        memory: `memory`, `content`, `dense`, `window` or `off`.
         context: Action string of the true frames that are remembered first; None looks around once.
         pose_source: `truth` (the voxel world's physics), `predictor` (the walls that the model shows) or `kinematic`
             (walks through walls).
@@ -78,7 +78,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     seed_help = f"voxel world to start in (default: {DEFAULT_SEED})"
     parser.add_argument("--seed", "--world-seed", dest="seed", type=int, metavar="N", help=seed_help)
     parser.add_argument(
-        "--memory", default="memory", choices=("memory", "dense", "window", "off"), help="what the model sees"
+        "--memory",
+        default="memory",
+        choices=("memory", "content", "dense", "window", "off"),
+        help="what the model sees",
     )
     context_help = "how the remembered true frames are walked (default: look around once)"
     parser.add_argument("--context", metavar="KEYS", help=context_help)

@@ -1,154 +1,142 @@
-"""What a frame sees where memory is anchored by place, in sessions and in training alike."""
+"""What a frame sees where a seen view lies beside it: the nearest seen views, and nothing else."""
 
 import numpy as np
 import pytest
-import torch
 from decmem_env.model.config import tiny, wan_debug
-from decmem_env.model.keyframes import new_views
-from decmem_env.model.nearest_views import Views, apart, nearest, nearest_of_walk
+from decmem_env.model.nearest_views import apart, nearest
 
 from decmem_env.conventions.actions import Action
 
 from .conftest import build, make_walk
-from .test_streaming import CONTEXT, STEPS, record_velocities, relative, stream, teacher_forced
+from .test_streaming import CONTEXT
 
-FEW = 5
+FEW = 3
+DISTANCES = {"keyframe_blocks": 1.0, "keyframe_degrees": 10.0}
 
 
 def walk_of(length, seed=0):
-    """Walks about, stands still for a while, and comes back."""
-    rng = np.random.default_rng(seed)
-    poses = np.cumsum(rng.normal(size=(length, 5)) * (0.4, 0.0, 0.4, 2.0, 12.0), 0)
-    poses[length // 3 : length // 2] = poses[length // 3]
+    """Walks about and comes back."""
+    poses = np.cumsum(np.random.default_rng(seed).normal(size=(length, 5)) * (0.4, 0.0, 0.4, 2.0, 12.0), 0)
     quarter = length // 4
     poses[length - quarter :] = poses[:quarter][::-1]
     return poses
 
 
-def seen_of(poses, hands=None, generated=None):
-    nowhere = np.zeros(len(poses), bool)
-    return Views(poses, nowhere if hands is None else hands, nowhere if generated is None else generated)
+def test_apart_is_one_at_two_blocks_or_seventeen_degrees():
+    here = np.array([3.0, 4.0, 5.0, 10.0, 175.0])
+    for offset in (
+        (2.0, 0, 0, 0, 0),
+        (0, -2.0, 0, 0, 0),
+        (0, 0, 0, 17.0, 0),
+        (0, 0, 0, 0, 17.0),
+        (0, 0, 0, 5.0, -17.0),
+    ):
+        assert apart(here + np.array(offset), here) == pytest.approx(1.0)
+    assert apart(here + np.array([0, 0, 0, 0, 17.0 - 360.0]), here) == pytest.approx(1.0)
+    assert apart(here + np.array([1.2, 0, 1.6, 17.0, 0]), here) == pytest.approx(2.0**0.5)
 
 
-def test_the_very_pose_is_seen_however_long_the_past_is():
+def test_the_very_pose_is_found_however_long_the_past_is():
     poses = walk_of(600)
     for t in (10, 250, 590):
-        seen = nearest(seen_of(poses), poses[t], FEW)
-        assert len(seen) == FEW and apart(poses[seen], poses[t]).min() == 0.0
-        assert (np.diff(seen) > 0).all()
+        seen = nearest(poses, poses[t], FEW)
+        distances = apart(poses, poses[t])
+        assert len(seen) == FEW and distances[seen].min() == 0.0 and (np.diff(seen) > 0).all()
+        for other in np.flatnonzero(distances < distances[seen].max()):  # nearer ones show the same as those
+            assert other in seen or apart(poses[seen], poses[other]).min() < 0.15
 
 
-def test_views_that_show_the_same_are_seen_once():
+def test_views_that_show_the_same_are_taken_once():
     poses = walk_of(90)
-    poses[30:70] = poses[30]
-    seen = nearest(seen_of(poses), poses[30], FEW)
-    assert ((seen >= 30) & (seen < 70)).sum() == 1 and 69 in seen  # the latest of equals
-    assert len(nearest(seen_of(poses[30:70]), poses[30], FEW)) == 1
-    assert len(nearest(seen_of(poses[:0]), poses[30], FEW)) == 0
+    poses[30:65] = poses[30]
+    seen = nearest(poses, poses[30], FEW)
+    assert 64 in seen and ((seen >= 30) & (seen < 65)).sum() == 1  # the latest of equals
+    assert nearest(poses[30:65], poses[30], FEW).tolist() == [34]
+    assert len(nearest(poses[:0], poses[30], FEW)) == 0
 
 
-def test_what_was_seen_comes_before_what_was_dreamed():
-    poses, dreamed = np.zeros((6, 5)), np.arange(6) >= 3
-    poses[:, 0] = [3.0, 1.2, 1.9, 0.2, 0.6, 1.8]  # 1.5, 0.6, 0.95; and 0.1, 0.3, 0.9 "near" apart
-    here = np.zeros(5)
-    assert nearest(seen_of(poses, generated=dreamed), here, 3).tolist() == [1, 2, 3]
-    assert nearest(seen_of(poses), here, 3).tolist() == [1, 3, 4]
-    hands = np.arange(6) == 3
-    assert nearest(seen_of(poses, hands, dreamed), here, 3).tolist() == [3, 4, 5]  # but not if it is out of date
+def look(model, session, pose, action=None):
+    """One step at a pose; the frame, and which frames it saw."""
+    actions = np.zeros((1, 1, 25), np.float32)
+    if action is not None:
+        actions[..., action] = 1.0
+    return model.step([session], actions, np.asarray(pose)[None, None]), session.last_seen
 
 
-def test_what_came_before_a_change_gives_way_to_what_came_after():
-    poses, hands = np.zeros((8, 5)), np.zeros(8, bool)
-    poses[:, 4] = 8.0 * np.arange(8)  # half a "near" apart
-    hands[4] = True
-    seen = nearest(seen_of(poses, hands), poses[3], 3)
-    assert seen.tolist() == [4, 5, 6]  # not 3, which is nearer but older than the change
-    poses[:, 0] = 40.0 * np.arange(8)  # the change is far away
-    assert nearest(seen_of(poses, hands), poses[3], 3).tolist() == [2, 3, 4]
-    poses[:] = 0.0  # the same view before and after: both are seen
-    assert nearest(seen_of(poses, hands), poses[0], 3).tolist() == [3, 7]
+def test_beside_a_seen_view_only_the_nearest_ones_count():
+    """As if memory held nothing else; elsewhere, window and retrieval do as they do without."""
+    walk = make_walk(CONTEXT)
+    plain, placed = (build(fusion="union", window=4, nearest_views=few, **DISTANCES) for few in (0, FEW))
+    for blocks, known in ((0.5, True), (40.0, False)):
+        sessions = [model.start(1) for model in (plain, placed)]
+        for session in sessions:
+            walk.observe(session, 0, CONTEXT)
+        pose = walk.poses[5] + [blocks, 0.0, 0.0, 0.0, 0.0]
+        (before, _), (frame, seen) = (look(s.model, s, pose) for s in sessions)
+        if not known:
+            assert seen is None
+            np.testing.assert_array_equal(frame, before)
+            continue
+        assert len(seen) == FEW and apart(walk.poses[seen], pose).min() == apart(walk.poses, pose).min()
+        bank = sessions[1].bank
+        slots = plain.pool.allocate(FEW)
+        plain.pool.copy_in(slots, placed.pool.copy_out(bank.slots[np.isin(bank.frame_index, seen)]))
+        alone = plain.start(1, memory="off")
+        alone.bank.append(slots, seen, walk.poses[seen], *np.zeros((2, FEW), bool))
+        alone.origin, alone.next_frame = walk.poses[0].copy(), CONTEXT
+        wanted, _ = look(plain, alone, pose)
+        assert (frame != before).any() and np.abs(frame.astype(int) - wanted.astype(int)).max() <= 1
 
 
-@pytest.mark.parametrize("worked", [False, True])
-def test_a_walk_sees_what_each_of_its_frames_would(worked):
-    poses, hands = walk_of(150, 3), np.zeros(150, bool)
-    hands[[40, 90, 91]] = worked
-    views = seen_of(poses, hands, (np.arange(150) > 60) & worked)
-    lists, counts = nearest_of_walk(views, FEW)
-    for t in range(150):
-        wanted = nearest(views.before(t), poses[t], FEW)
-        assert np.sort(lists[t, : counts[t]]).tolist() == wanted.tolist()
-        distances = apart(poses[lists[t, : counts[t]]], poses[t])
-        assert worked or (np.diff(distances) > -1e-3).all()  # the nearest first
-
-
-def test_frames_that_are_not_kept_are_not_seen():
-    poses, hands = walk_of(80), np.zeros(80, bool)
-    kept = np.arange(80) % 3 == 0
-    lists, counts = nearest_of_walk(seen_of(poses, hands), FEW, kept)
-    assert all(kept[lists[t, : counts[t]]].all() for t in range(80)) and counts[-1] == FEW
-
-
-def test_a_change_makes_the_views_around_it_new():
-    config = tiny()
-    poses, hands = np.zeros((9, 5)), np.zeros(9, bool)
-    hands[4] = True
-    assert np.flatnonzero(new_views(poses, config, hands)).tolist() == [0, 4]
-    poses[4, 0] = 1.5  # beside, from where the view of the others is not seen
-    poses[5:, 0] = 0.1
-    assert np.flatnonzero(new_views(poses, config, hands)).tolist() == [0, 4, 5]
-    poses[4, 0] = 40.0
-    assert np.flatnonzero(new_views(poses, config, hands)).tolist() == [0, 4]
-
-
-def test_streaming_equals_one_pass(noises, monkeypatch):
-    model, walk = build(fusion="union", nearest_views=FEW), make_walk(CONTEXT + STEPS)
-    walk.actions[[7, CONTEXT + 2], Action.PLACE] = 1.0
-    velocities = record_velocities(monkeypatch, model)
+def test_dreamed_and_outdated_views_do_not_serve():
+    model = build(fusion="union", nearest_views=FEW, **DISTANCES)
+    walk, far = make_walk(CONTEXT), [40.0, 0.0, 0.0, 0.0, 0.0]
     session = model.start(1)
-    clean = stream(model, walk, session)
-    noisy = clean.clone()
-    noisy[0, CONTEXT:] = torch.cat(noises)
-    hands, own = walk.actions[:, Action.PLACE] > 0.5, np.arange(CONTEXT + STEPS) >= CONTEXT
-    seen = tuple(torch.from_numpy(part)[None] for part in nearest_of_walk(seen_of(walk.poses, hands, own), FEW))
-    ones = torch.ones(1, CONTEXT + STEPS)
-    wanted = teacher_forced(model, walk, clean, noisy, ones, seen=seen)
-    assert relative(torch.cat(velocities[-STEPS:], 1), wanted[:, CONTEXT:]) < 1e-4
-    assert sorted(session.last_seen) == sorted(seen[0][0, -1, : seen[1][0, -1]].tolist())
-    fewer = teacher_forced(model, walk, clean, noisy, ones, seen=(seen[0], seen[1].clamp_max(2)))
-    assert relative(fewer[:, CONTEXT:], wanted[:, CONTEXT:]) > 1e-3
-    with pytest.raises(ValueError, match="nearest_views"):
-        teacher_forced(model, walk, clean, noisy, ones)
+    walk.observe(session, 0, CONTEXT)
+    assert CONTEXT - 1 in look(model, session, walk.poses[-1])[1]  # the last frame observed, which is not committed yet
+    assert look(model, session, walk.poses[-1] + far)[1] is None
+    assert look(model, session, walk.poses[-1] + far)[1] is None  # beside its own frame only
+    assert len(look(model, session, walk.poses[-1], Action.PLACE)[1]) == FEW
+    for _ in range(2):
+        assert look(model, session, walk.poses[-1])[1] is None  # what was seen is out of date
+    again = model.restore(session.snapshot())
+    assert again.bank.generated.tolist() == session.bank.generated.tolist() and session.bank.generated.sum() == 2
+    frames = [look(model, one, walk.poses[3])[0] for one in (session, again, session.fork(1)[0])]
+    np.testing.assert_array_equal(frames[0], frames[1])
 
 
 def test_rows_of_a_batch_see_their_own_past():
-    model = build(fusion="union", nearest_views=FEW, keyframe_blocks=0.5, keyframe_degrees=6.0, new_view_steps=2)
+    model = build(fusion="union", nearest_views=FEW, keyframe_blocks=1.5, keyframe_degrees=20.0, new_view_steps=2)
     walks = [make_walk(30, seed) for seed in range(3)]
-    alone = []
+    poses = [[walks[i].poses[3 + t] + [0.3 if t else 50.0 * (i == 1), 0, 0, 0, 0] for t in range(4)] for i in range(3)]
+    alone, kinds = [], []
     for i, walk in enumerate(walks):
         session = model.start(i)
         walk.observe(session, 0, 10 + 4 * i)
-        alone.append([model.step([session], *walk.chunk(20 + t))[0] for t in range(4)])
+        found = [look(model, session, pose) for pose in poses[i]]
+        alone.append([frame[0] for frame, _ in found])
+        kinds.append([seen is None for _, seen in found])
+    assert kinds[1][0] and not kinds[0][0], "rows of one pass see by place and by content"
     sessions = [model.start(i) for i in range(3)]
     for i, (walk, session) in enumerate(zip(walks, sessions, strict=True)):
         walk.observe(session, 0, 10 + 4 * i)
     for t in range(4):
-        chunks = [walk.chunk(20 + t) for walk in walks]
-        frames = model.step(sessions, *(np.concatenate(part) for part in zip(*chunks, strict=True)))
+        frames = model.step(sessions, np.zeros((3, 1, 25), np.float32), np.stack([row[t] for row in poses])[:, None])
         for i in range(3):
             assert np.abs(frames[i].astype(int) - alone[i][t].astype(int)).max() <= 1
 
 
 def test_other_modes_stay_what_they_are():
-    plain, placed = build(fusion="union", window=4), build(fusion="union", window=4, nearest_views=FEW)
+    plain, placed = (build(fusion="union", window=4, nearest_views=few, **DISTANCES) for few in (0, FEW))
     walk = make_walk(CONTEXT + 1)
-    for mode in ("dense", "decay", "off", "window"):
+    for mode in ("content", "dense", "decay", "off", "window"):
         frames = []
         for model in (plain, placed):
-            session = model.start(1, memory=mode)
+            session = model.start(1, memory="memory" if model is plain and mode == "content" else mode)
             walk.observe(session, 0, CONTEXT)
-            frames.append(model.step([session], *walk.chunk(CONTEXT)))
-            assert session.last_seen is None
+            frame, seen = look(model, session, walk.poses[5])
+            frames.append(frame)
+            assert seen is None
         np.testing.assert_array_equal(*frames)
 
 
@@ -156,6 +144,6 @@ def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match="nearest_views"):
         tiny().with_overrides(nearest_views=4, fusion="gated")
     with pytest.raises(ValueError, match="nearest_views"):
-        tiny().with_overrides(nearest_views=-1)
+        tiny().with_overrides(fusion="union", nearest_views=-1)
     with pytest.raises(ValueError, match="nearest_views"):
         wan_debug().with_overrides(nearest_views=4, fusion="union")

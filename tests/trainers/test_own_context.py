@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from decmem_env.model.keyframes import new_views
-from decmem_env.model.voxel_rays import HANDS
 from decmem_env.trainers.config import ConfigError, load_config
 from decmem_env.trainers.data.own_context import STILL_TRUE, ClipRing, TurningClips, own_places
 from decmem_env.trainers.distributed import Ranks
@@ -90,32 +89,6 @@ def task_of(runs, **settings):
 def test_training_for_new_views_needs_their_distances(runs):
     with pytest.raises(ConfigError, match="objective.new_view_noise needs model.keyframe_blocks"):
         task_of(runs, **{"objective.new_view_noise": 0.0, "model.keyframe_blocks": 0.0})
-
-
-def test_clips_see_by_place_what_a_session_would(runs):
-    """Of the frames that may become the model's own, only keyframes are seen; clips differ in how many they see."""
-    settings = {"model.fusion": "union", "model.nearest_views": 6, "objective.self_context": 1.0}
-    task = task_of(runs, **settings, **{"objective.self_context_groups": 4, "data.edits": 1.0, "data.batch": 3})
-    task.open({})
-    task.fill()
-    torch.manual_seed(0)
-    most, hidden = set(), 0
-    for _ in range(4):
-        clips = task.next_batch(np.random.default_rng(len(most)))
-        lists, counts = clips.batch.seen
-        hands = (clips.batch.actions[..., HANDS] > 0.5).any(-1).numpy()
-        assert lists.shape == (*counts.shape, 6) and (counts[:, 0] == 0).all()
-        for row, poses in enumerate(clips.batch.poses):
-            own = clips.own[row].numpy()
-            kept = new_views(poses, task.model_config, hands[row]) | ~own
-            hidden += (~kept).sum()
-            for t in range(len(poses)):
-                seen = lists[row, t, : counts[row, t]].numpy()
-                assert (seen < t).all() and kept[seen].all()
-        most |= set(counts.amax(1).tolist())
-        assert torch.isfinite(task.loss(clips, np.random.default_rng(0)))
-    assert hidden and len(most) > 1 and max(most) <= 6
-    task.close()
 
 
 def test_a_step_treats_new_views_as_a_sampler_of_several_steps_makes_them(runs):

@@ -34,7 +34,6 @@ class ClipBatch:
         view: float32 [B, T, 8], what the block grid sees of them (`model.voxel_rays`).
         changed: bool [B, T, h, w], where blocks that a player broke or placed show; None: nowhere.
         new: bool [B, T], frames that show something new (`model.keyframes.new_views`); None: not asked.
-        seen: int32 [B, T, n] and [B, T], what each frame sees (`model.nearest_views`); None for other models.
     """
 
     latents: Tensor
@@ -46,7 +45,6 @@ class ClipBatch:
     view: Tensor
     changed: Tensor | None = None
     new: Tensor | None = None
-    seen: tuple[Tensor, Tensor] | None = None
 
 
 def make_batch(
