@@ -212,7 +212,16 @@ def test_a_partial_chunk_is_generated_whole_along_the_clip_and_cut(tmp_path):
     class Model:
         name, sha256, frames_per_step = "m", "0", 4
         config = type(
-            "C", (), {"guidance": 1.0, "steps": 1, "default_new_view_steps": 1, "height": 2, "frame_width": 2}
+            "C",
+            (),
+            {
+                "guidance": 1.0,
+                "steps": 1,
+                "default_new_view_steps": 1,
+                "height": 2,
+                "frame_width": 2,
+                "voxel_hands": False,
+            },
         )
         asked: list = []
 

@@ -130,9 +130,8 @@ def test_tables_with_gaps_give_the_same_frames():
     frames = []
     for t in range(4, 20):
         frames.append(model.step([scattered], *walk.chunk(t))[0])
-        blocker.append(
-            model.pool.allocate(1, scattered.bank.last), np.zeros(1, np.int64), np.zeros((1, 5)), np.zeros(1, np.bool_)
-        )
+        slots = model.pool.allocate(1, scattered.bank.last)
+        blocker.append(slots, np.zeros(1, np.int64), np.zeros((1, 5)), *np.zeros((2, 1), np.bool_))
         play(model, other, walk, t, t + 1)
     assert (np.diff(scattered.bank.slots) != 1).any()
     assert np.array_equal(np.concatenate(frames), wanted)

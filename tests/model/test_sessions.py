@@ -199,7 +199,7 @@ def test_bad_input_gets_one_clear_line_and_changes_nothing(model, walk):
         (lambda: session.observe(frames[:0], actions[0], poses[0]), "frames are uint8"),
         (
             lambda: model.start(memory="all"),
-            "memory is 'all': expected one of memory, every, dense, decay, off, window",
+            "memory is 'all': expected one of memory, every, content, dense, decay, off, window",
         ),
         (lambda: model.start(steps=0), "steps 0"),
         (lambda: model.start(guidance=float("nan")), "guidance nan"),
