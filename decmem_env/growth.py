@@ -68,7 +68,7 @@ def filled_session(model: WorldModel, frames: int, seed: int = 0) -> Session:
     probe.observe(*clip)
     pages = pool.copy_out(probe.bank.slots)
     probe.close()
-    session = model.start(seed)
+    session = model.start(seed, memory="content")  # what is seen by place costs the same in any memory
     session.origin = clip[2][0].copy()
     count = max(frames - true, 0)
     slots = pool.allocate(count)
@@ -85,9 +85,8 @@ def filled_session(model: WorldModel, frames: int, seed: int = 0) -> Session:
                 noise = torch.randn(len(part), cfg.heads, rows, cfg.head_dim, generator=rng)
                 fresh.append((noise * held[layer].float().std()).to(model.device))
             pool.write(layer, part.to(model.device), *fresh)
-    poses, never = np.repeat(clip[2][:1], count, 0), np.zeros(count, np.bool_)
-    poses[:, 0] += 0.5 * np.arange(count)  # on a walk, so that places differ
-    session.bank.append(slots, np.arange(count), poses, never, never)
+    never = np.zeros(count, np.bool_)
+    session.bank.append(slots, np.arange(count), np.repeat(clip[2][:1], count, 0), never, never)
     session.next_frame = count
     session.observe(*clip)
     return session

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .model.voxel_rays import HANDS
+from .model.changes import hands_used
 from .predicted_player import PredictedPlayer, PredictedPoses
 from .start import Start
 
@@ -24,7 +24,7 @@ class HandReader:
         copies: Sessions of each start, one after the other.
     """
 
-    def __init__(self, model: Any, starts: Sequence[Start], copies: int = 1) -> None:
+    def __init__(self, model: Any, starts: Iterable[Start], copies: int = 1) -> None:
         self._poses = PredictedPoses(model)
         self._players: list[PredictedPlayer] = []
         for start in starts:
@@ -33,11 +33,15 @@ class HandReader:
 
     @classmethod
     def where_needed(
-        cls, model: Any, starts: Sequence[Start], actions: NDArray[np.float32], copies: int = 1
+        cls, model: Any, starts: Iterable[Start], actions: NDArray[np.float32], copies: int = 1
     ) -> HandReader | None:
-        """A reader, if hands are used in the actions [..., 25] to come and the model can be told what they meet."""
+        """A reader, if hands are used in the actions [..., 25] to come and the model can be told what they meet.
+
+        The starts are not looked at otherwise.
+        """
         tellable = model.config.voxel_hands and model.pose_predictor is not None
-        return cls(model, starts, copies) if tellable and (actions[..., HANDS] > 0.5).any() else None
+        used = hands_used(actions.reshape(-1, actions.shape[-1])).any()
+        return cls(model, starts, copies) if tellable and used else None
 
     def act(self, actions: NDArray[np.float32], poses: NDArray[np.float64]) -> NDArray[np.float64]:
         """Let the hands act in frames with actions [n, F, 25] and poses [n, F, 5].

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .conventions.actions import Action
 from .model.pose_predictor import (
     ABOVE,
     AIR,
@@ -30,6 +29,7 @@ from .model.pose_predictor import (
     around,
     bounded,
 )
+from .model.voxel_rays import HANDS
 from .start import Start
 from .worlds import Simulator, World, step_all
 from .worlds import blocks as block_types
@@ -49,7 +49,6 @@ _ENCODE_BATCH = 32
 _HEIGHTS = np.arange(-BELOW, ABOVE + 1)
 _ROUNDING = 1e-4  # blocks; feet may rest this much below the top of a block
 _STILL = 1e-6  # blocks and degrees
-_HANDS = [Action.ATTACK, Action.PLACE]
 
 
 class PredictedPlayer:
@@ -257,7 +256,7 @@ class PredictedPlayers:
         Returns:
             The cells that hands changed, float64 [n, 3], NaN where none.
         """
-        used = actions[:, _HANDS] > 0.5
+        used = actions[:, HANDS] > 0.5
         for player, pose, (breaks, places) in zip(players, poses, used, strict=True):
             player.place(pose)
             player.simulator.use_hands(np.array([breaks]), np.array([places]))

@@ -18,9 +18,10 @@ from torch import Tensor
 from ..conventions.poses import projective_matrices
 from . import flow
 from .attention import BlockLists
+from .changes import changes_near, hands_used, since_change
 from .keyframes import beside, seen_views, shows_new
 from .memory import Slots
-from .nearest_views import BY_PLACE, changes_near, hands_used, nearest, since_change
+from .nearest_views import BY_PLACE, nearest
 from .passes import Plan, Row, plan_pass
 from .position import FrameMatrices, Positions
 from .session import Pending, Session
@@ -79,7 +80,6 @@ class Chunks:
         fresh: Pages to commit the pending ones to; none of them is committed if this is empty.
         kept: Which of those are remembered; what the others commit is not seen.
         scratch: Pages int64 [n, branches, c] of the chunks being made.
-        by_place: What `seen` has found.
     """
 
     sessions: list[Session]
@@ -88,13 +88,13 @@ class Chunks:
     fresh: list[Slots]
     kept: list[bool]
     scratch: NDArray[np.int64]
-    by_place: dict[int, NDArray[np.int64] | None] = field(default_factory=dict)
+    _found: dict[int, NDArray[np.int64] | None] = field(init=False, repr=False, default_factory=dict)
 
     def seen(self, i: int) -> NDArray[np.int64] | None:
         """Places in a row's history that its new chunk sees; None: the window, and what is retrieved by content."""
-        if i not in self.by_place:
-            self.by_place[i] = self._by_place(i)
-        return self.by_place[i]
+        if i not in self._found:  # passes of several steps ask again
+            self._found[i] = self._by_place(i)
+        return self._found[i]
 
     def _by_place(self, i: int) -> NDArray[np.int64] | None:
         session, pose = self.sessions[i], self.new[i].poses[0]

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..conventions.poses import wrap_degrees
+from .changes import hands_used, since_change
 from .config import ModelConfig
-from .nearest_views import hands_used, since_change
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .memory import MemoryBank
     from .session import Pending, Session
 
-FORGETTING = ("memory", "content", "dense", "decay")  # modes that see all of the past: keyframes of it do
+FORGETTING = ("memory", "content", "dense", "decay")  # modes that see all of the past, so keyframes of it do
 
 
 def keeps(session: Session) -> bool:

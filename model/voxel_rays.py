@@ -11,7 +11,7 @@ the crossings are ours.
 
 These features depend on poses and actions alone, never on what the world holds: which face is really there, the network
 has to know. Whoever knows it better may say so (`voxel_hands`): a player that reads the map of solid cells from the
-frames meets the right one in 24 of 25 cases. Then only the told cell counts, and tokens are given its outline too.
+frames meets the right one in 69 of 72 cases (lab book). Then only the told cell counts, and tokens get its outline.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NEAR = 3.0  # blocks at which the nearness of a crossing is one half
 _PROBES = 4  # rays through a token, each way, that measure how much of it a cell covers
 _NOT_TOLD = 1e3  # blocks; farther than any hand reaches
 _SHADES = (0.8, 1.0, 0.6)  # by axis of a face, so that an outline has edges where faces meet
-_UNMET = 0.3
+_UNMET = 0.3  # of a broken cell, where it may be hidden by what is around it
 
 
 def views(poses: ArrayLike, cells: ArrayLike | None = None) -> NDArray[np.float32]:

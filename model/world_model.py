@@ -19,11 +19,11 @@ from ..conventions.actions import validate_vector
 from ..conventions.poses import normalised_intrinsics, validate_poses
 from . import checkpoint, flow
 from .attention import BlockLists
+from .changes import hands_used
 from .denoising import Chunks, denoise, place
 from .keyframes import keeps
 from .memory import PagePool
 from .memory_layout import CPU_MEMORY
-from .nearest_views import hands_used
 from .pass_graphs import PassGraphs
 from .passes import MODES, Row, plan_pass
 from .products import cpu_products

@@ -305,10 +305,10 @@ def dream(
     middle = time.perf_counter()
     actions = np.repeat(np.stack([s.actions[context:] for s in scripts]), seeds, 0)
     poses = np.repeat(np.stack([s.poses[context:] for s in scripts]), seeds, 0)
-    starts = [
+    starts = (
         Start(script.actions[:context], script.poses[:context], truth.rgb[row, :context].cpu().numpy())
         for row, script in enumerate(scripts)
-    ]
+    )
     hands = HandReader.where_needed(contender.model, starts, actions, seeds)
     frames = roll_out(contender.model, sessions, actions, poses, device=truth.rgb.device, progress=tell, hands=hands)
     _refuse_forgetting(sessions)

@@ -212,7 +212,7 @@ def retrieved_frames(session: Session) -> tuple[NDArray[np.int64], NDArray[np.fl
     """Frames whose blocks the last step retrieved, over all layers, heads and query blocks; or that it saw by place.
 
     Returns:
-        Frame indices int64 [K], most used first, and their shares of all retrieved blocks, float64 [K].
+        Frame indices int64 [K], most used first, and their shares, float64 [K]: of all retrieved blocks, or equal.
     """
     nothing = np.zeros(0, np.int64), np.zeros(0)
     if session.last_seen is not None and len(session.last_seen):

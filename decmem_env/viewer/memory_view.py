@@ -16,7 +16,7 @@ def strip_height(theme: Theme) -> int:
 
 
 def draw_memory_strip(target: pygame.Surface, theme: Theme, rect: pygame.Rect, shot: Shot, history: History) -> None:
-    """Draw as many retrieved frames as fit, most used first, with their share of all retrieved blocks."""
+    """Draw as many of the frames that were looked up as fit, most used first, with their shares."""
     theme.panel(target, rect)
     pad = theme.px(10)
     top = rect.y + theme.px(7)
@@ -25,7 +25,7 @@ def draw_memory_strip(target: pygame.Surface, theme: Theme, rect: pygame.Rect, s
         theme.text(target, f"memory: {why}", rect.center, theme.body, MUTED, "center")
         return
     theme.text(target, "memory looked up", (rect.x + pad, top), theme.small, MEMORY)
-    note = f"{len(shot.retrieved)} of {shot.memory_frames} frames; share of retrieved blocks"
+    note = f"{len(shot.retrieved)} of {shot.memory_frames} frames; share of what was looked up"
     theme.text(target, note, (rect.right - pad, top), theme.small, MUTED, "topright")
     y = top + theme.small.get_linesize() + theme.px(2)
     height = rect.bottom - y - theme.small.get_linesize() - theme.px(11)

@@ -32,8 +32,8 @@ class Shot:
         memory_bytes: Their size.
         forgotten: Frames that were in memory and had to go because its budget was used up.
         truth: uint8 [H, W, 3], the true world at the same pose, when asked for.
-        retrieved: int64 [K], indices of the frames whose blocks were retrieved, most used first.
-        shares: float64 [K], share of all retrieved blocks, summing to 1.
+        retrieved: int64 [K], indices of the frames that were looked up, by content or by place, most used first.
+        shares: float64 [K], share of all retrieved blocks (equal by place), summing to 1.
     """
 
     frame: NDArray[np.uint8]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from decmem_env.model.changes import hands_used
 from decmem_env.model.config import preset
 from decmem_env.model.keyframes import new_views, shows_new
-from decmem_env.model.nearest_views import hands_used
 from decmem_env.model.session import Pending
 
 from decmem_env.conventions.actions import Action

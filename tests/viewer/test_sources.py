@@ -123,6 +123,13 @@ def test_retrieved_frames_are_counted_over_layers_heads_and_queries(dream):
     assert (np.diff(shot.shares) <= 0).all() and shot.retrieved.max() < shot.index
 
 
+def test_frames_seen_by_place_are_listed_alike(dream, monkeypatch):
+    dream.reset(SEED, silent)
+    monkeypatch.setattr(dream.session, "last_seen", np.array([3, 7]))
+    frames, shares = retrieved_frames(dream.session)
+    assert frames.tolist() == [7, 3] and shares.tolist() == [0.5, 0.5]
+
+
 def test_without_retrieval_nothing_is_listed(model):
     source = DreamSource(model, "L", memory="off", steps=1)
     source.reset(SEED, silent)
