@@ -28,11 +28,11 @@ from .config import ModelConfig
 
 
 class FrameLists(NamedTuple):
-    """Lists of whole frames, shared by batch and heads, with their inverse for the backward pass.
+    """Lists of whole frames, shared by heads and mostly by the batch, with their inverse for the backward pass.
 
     Attributes:
-        lists: int32 [1, 1, Q, L].
-        counts: int32 [1, 1, Q].
+        lists: int32 [1 or B, 1, Q, L].
+        counts: int32 [1 or B, 1, Q].
         offsets: Inverse lists.
         entries: Inverse lists.
     """
@@ -74,6 +74,28 @@ def window_lists(frames: int, window: int, chunk: int, device: torch.device) -> 
         clean.append([*past, *range(start, stop)])
         noisy.append([*past, *range(frames + start, frames + stop)])
     return _pack(clean + noisy, 2 * frames, device)
+
+
+def seen_lists(window: FrameLists, seen: Tensor, counts: Tensor) -> FrameLists:
+    """Window lists, but for frames that see chosen frames of their past (`nearest_views`), and themselves.
+
+    Args:
+        window: `window_lists` of T frames with chunks of 1.
+        seen: int32 [B, T, n], clean frames, n at most the window.
+        counts: int32 [B, T], how many of them count; -1 for frames that see their window.
+
+    Returns:
+        Lists [B, 1, 2T, L], with a batch of their own.
+    """
+    frames, length = seen.shape[1], window.lists.shape[-1]
+    own = torch.arange(frames, device=seen.device, dtype=torch.int32).expand(seen.shape[:2])
+    both = torch.cat([torch.cat([half[..., None], seen], -1) for half in (own, own + frames)], 1)[:, None]
+    both = torch.nn.functional.pad(both, (0, length - both.shape[-1]))
+    many = counts.repeat(1, 2)[:, None]
+    lists = torch.where((many >= 0)[..., None], both, window.lists)
+    many = torch.where(many >= 0, many + 1, window.counts)
+    inverse = invert_lists(lists, many, 2 * frames)
+    return FrameLists(lists, many, inverse.offsets, inverse.entries)
 
 
 @lru_cache(maxsize=32)

@@ -53,6 +53,7 @@ class ModelConfig:
         voxel_planes: Faces of voxels along each axis whose crossings every token is told (`voxel_rays`); 0: none, for
             videos whose poses are not in blocks.
         voxel_hands: Whether the model can be told which cell a hand breaks or fills (`voxel_rays.views`).
+        voxel_changes: Whether it is told of those cells in all later frames, too (`changes.told_changes`).
         action_dim: Entries of an action; those of a latent's frames are concatenated.
         text_tokens: Length of the fixed text context that cross-attention sees, 0 for no text (and no such layers).
         text_width: Channels of that context.
@@ -93,6 +94,7 @@ class ModelConfig:
     keyframe_degrees: float = 0.0
     voxel_planes: int = 0
     voxel_hands: bool = False
+    voxel_changes: bool = False
     action_dim: int = 25
     text_tokens: int = 0
     text_width: int = 4096
@@ -133,6 +135,8 @@ class ModelConfig:
             )
         if self.voxel_hands and not self.voxel_planes:
             raise ValueError("model.voxel_hands is True: it needs voxel_planes above 0")
+        if self.voxel_changes and not self.voxel_hands:
+            raise ValueError("model.voxel_changes is True: it needs voxel_hands")
         for name in ("width", "depth", "heads", "chunk", "top_k", "steps", "patch", "blocks_per_frame"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: expected at least 1")

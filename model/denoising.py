@@ -18,11 +18,10 @@ from torch import Tensor
 from ..conventions.poses import projective_matrices
 from . import flow
 from .attention import BlockLists
-from .changes import changes_near, hands_used, since_change
-from .keyframes import beside, seen_views, shows_new
+from .keyframes import seen_views, shows_new
 from .memory import Slots
-from .nearest_views import BY_PLACE, nearest
-from .passes import Plan, Row, plan_pass
+from .nearest_views import BY_PLACE, seen_from, views_of
+from .passes import Plan, Row, Seen, plan_pass
 from .position import FrameMatrices, Positions
 from .session import Pending, Session
 from .session_lists import given_lists, keep_lists
@@ -42,7 +41,7 @@ class Placed(NamedTuple):
     Attributes:
         where: Position transforms.
         actions: float32 [n, F, A].
-        view: What the block grid sees of them, fp32 [n, F, 8], for models that are told; else None.
+        view: What the block grid sees of them, fp32 [n, F, 8 + 4 K], for models that are told; else None.
     """
 
     where: FrameMatrices | Positions
@@ -61,7 +60,8 @@ def place(model: WorldModel, parts: list[list[Pending]], origins: list[NDArray[n
     poses = np.stack([np.concatenate([p.poses for p in row]) for row in parts])
     actions = np.stack([np.concatenate([p.actions for p in row]) for row in parts])
     cells = np.stack([np.concatenate([p.cells for p in row]) for row in parts])
-    view = upload(views(poses, cells), model.device) if model.config.voxel_planes else None
+    told = np.stack([np.concatenate([p.told for p in row]) for row in parts])
+    view = upload(views(poses, cells, told), model.device) if model.config.voxel_planes else None
     poses[..., :3] -= np.stack(origins)[:, None, :3]
     pair = projective_matrices(poses, model.intrinsics, translation_scale=model.config.translation_scale)
     projective, inverse = (torch.from_numpy(m.reshape(-1, 4, 4).astype(np.float32)) for m in pair)
@@ -88,32 +88,30 @@ class Chunks:
     fresh: list[Slots]
     kept: list[bool]
     scratch: NDArray[np.int64]
-    _found: dict[int, NDArray[np.int64] | None] = field(init=False, repr=False, default_factory=dict)
+    _found: dict[int, tuple[Seen, Seen]] = field(init=False, repr=False, default_factory=dict)
 
-    def seen(self, i: int) -> NDArray[np.int64] | None:
-        """Places in a row's history that its new chunk sees; None: the window, and what is retrieved by content."""
+    def seen(self, i: int) -> tuple[Seen, Seen]:
+        """Places in a row's history that its pending chunk and its new one see; None: by window and content."""
         if i not in self._found:  # passes of several steps ask again
             self._found[i] = self._by_place(i)
         return self._found[i]
 
-    def _by_place(self, i: int) -> NDArray[np.int64] | None:
-        session, pose = self.sessions[i], self.new[i].poses[0]
+    def _by_place(self, i: int) -> tuple[Seen, Seen]:
+        session, old, new = self.sessions[i], self.old[i], self.new[i]
         session.last_seen = None
-        config, bank, old = session.model.config, session.bank, self.old[i]
+        config, views = session.model.config, session.bank
         if not config.nearest_views or session.settings.memory not in BY_PLACE:
-            return None
-        if old is not None and self.kept[i] and changes_near(old.poses, hands_used(old.actions), pose).any():
-            return None  # all that is remembered so far is out of date
-        seen = np.flatnonzero(~bank.generated & (bank.frame_index >= since_change(bank, pose)))
-        views, index = bank.poses, bank.frame_index
-        if old is not None and self.kept[i] and not old.generated.any():  # the last one that was observed
-            seen = np.append(seen, len(bank))
-            views, index = np.concatenate([views, old.poses]), np.concatenate([index, old.frame_index])
-        if not beside(views[seen], pose, config).any():
-            return None
-        chosen = seen[nearest(views[seen], pose, config.nearest_views)]
-        session.last_seen = index[chosen]
-        return chosen
+            return None, None
+        if old is None or not self.kept[i]:
+            before, index = None, views.frame_index
+            after = seen_from(views, new.poses[0], config)
+        else:
+            before = seen_from(views, old.poses[0], config)
+            index = np.concatenate([views.frame_index, old.frame_index])
+            after = seen_from(views_of(old).after(views), new.poses[0], config)
+        if after is not None:
+            session.last_seen = index[after]
+        return before, after
 
     def steps(self) -> list[int]:
         """Sampler steps of each row: more where its chunk shows something new."""
@@ -206,10 +204,12 @@ class _Passes:
             session, old, new = chunks.sessions[i], chunks.old[i], chunks.new[i]
             written = [chunks.fresh[i]] if self.clean or (committing and chunks.kept[i]) else []
             history = np.concatenate([session.bank.slots, *written])
-            planned.append(Row(history, self.clean, tuple(chunks.scratch[i]), not chunks.kept[i], chunks.seen(i)))
-            before = [old] if self.clean and old is not None else []
-            self.old += before
-            parts.append(before + [new] * self.branches)
+            before, after = chunks.seen(i)
+            seen = (before, after) if self.clean else (after,)
+            planned.append(Row(history, self.clean, tuple(chunks.scratch[i]), not chunks.kept[i], seen))
+            committed = [old] if self.clean and old is not None else []
+            self.old += committed
+            parts.append(committed + [new] * self.branches)
             origins.append(new.poses[0] if session.origin is None else session.origin)
         settings = chunks.sessions[0].settings
         self.guidance = settings.guidance

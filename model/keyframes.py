@@ -58,7 +58,7 @@ def covered(bank: MemoryBank, frames: Pending, config: ModelConfig) -> bool:
 
 
 def _view_known(bank: MemoryBank, pose: NDArray[np.float64], config: ModelConfig) -> bool:
-    return bool((beside(bank.poses, pose, config) & (bank.frame_index >= since_change(bank, pose))).any())
+    return bool(beside(bank.poses, pose, config)[since_change(bank, pose) :].any())
 
 
 def beside(views: NDArray[np.float64], pose: NDArray[np.float64], config: ModelConfig) -> NDArray[np.bool_]:

@@ -247,6 +247,7 @@ class MemoryBank:
         poses: float64 [n, 5].
         hands: bool [n], frames whose action broke or placed something.
         generated: bool [n], frames that the model made.
+        changes: float64 [n, 4], what hands changed in them, NaN where that is not known (`changes.made_changes`).
         evicted: Frames forgotten because the budget was used up.
     """
 
@@ -257,6 +258,7 @@ class MemoryBank:
         self.poses: NDArray[np.float64] = np.zeros((0, 5))
         self.hands: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self.generated: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self.changes: NDArray[np.float64] = np.zeros((0, 4))
         self.evicted = 0
         pool.register(self)
 
@@ -283,13 +285,16 @@ class MemoryBank:
         poses: NDArray[np.float64],
         hands: NDArray[np.bool_],
         generated: NDArray[np.bool_],
+        changes: NDArray[np.float64] | None = None,
     ) -> None:
-        """Add committed frames; the bank takes over their references."""
+        """Add committed frames; the bank takes over their references. Without `changes`, none is known."""
+        known = np.full((len(slots), 4), np.nan) if changes is None else changes
         self.slots = np.concatenate([self.slots, slots])
         self.frame_index = np.concatenate([self.frame_index, frame_index])
         self.poses = np.concatenate([self.poses, poses])
         self.hands = np.concatenate([self.hands, hands])
         self.generated = np.concatenate([self.generated, generated])
+        self.changes = np.concatenate([self.changes, known])
         self.pool.settle(slots)
 
     def fork(self) -> MemoryBank:
@@ -297,7 +302,7 @@ class MemoryBank:
         child = MemoryBank(self.pool)
         with self.pool.lock:
             self.pool.retain(self.slots)
-            child.append(self.slots, self.frame_index, self.poses, self.hands, self.generated)
+            child.append(self.slots, self.frame_index, self.poses, self.hands, self.generated, self.changes)
             child.evicted = self.evicted
         return child
 
@@ -319,6 +324,7 @@ class MemoryBank:
         self.poses = np.delete(self.poses, found, 0)
         self.hands = np.delete(self.hands, found)
         self.generated = np.delete(self.generated, found)
+        self.changes = np.delete(self.changes, found, 0)
         self.evicted += 1
         self.pool.release(np.array([slot], np.int64))
 
@@ -331,3 +337,4 @@ class MemoryBank:
                 self.slots = self.slots[:0]
                 self.frame_index, self.poses = self.frame_index[:0], self.poses[:0]
                 self.hands, self.generated = self.hands[:0], self.generated[:0]
+                self.changes = self.changes[:0]

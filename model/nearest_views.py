@@ -7,21 +7,62 @@ remembered that frame and eight others only (docs/results/tiny-labbook.md). The 
 near, at a cost that hardly grows (WorldMem, arXiv 2504.12369, retrieves frames by pose too).
 
 Frames that show the same as a nearer one add nothing and are passed over. Only seen frames serve, and only those since
-the last change nearby: everywhere else, window and retrieval by content find what is needed.
+the last change nearby, unless the changes are told (`voxel_changes`): then a dreamed frame that shows them joins the
+seen ones. Everywhere else, window and retrieval by content find what is needed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
+from .changes import Remembered, changes_near, hands_used, made_changes
+from .config import ModelConfig
+from .keyframes import beside
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from .session import Pending
 
 BY_PLACE = ("memory", "every")  # modes in which `nearest_views` counts
 _BLOCKS, _DEGREES = 2.0, 17.0  # as far apart as that, two views count as 1 apart
+_NOWHERE = np.zeros(0, np.int64)
 _ALIKE = 0.15  # apart; nearer ones show the same
+
+
+class Views(NamedTuple):
+    """Frames in order of time, `changes.Remembered`."""
+
+    poses: NDArray[np.float64]
+    hands: NDArray[np.bool_]
+    generated: NDArray[np.bool_]
+    changes: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        poses: NDArray[np.float64],
+        actions: NDArray[np.float32],
+        generated: NDArray[np.bool_],
+        cells: NDArray[np.float64],
+    ) -> Views:
+        """Frames with poses [n, 5], actions [n, A] and told cells [n, 3]."""
+        return cls(poses, hands_used(actions), generated, made_changes(actions, poses, cells))
+
+    def after(self, before: Remembered) -> Views:
+        """Those and then these."""
+        pairs = zip((before.poses, before.hands, before.generated, before.changes), self, strict=True)
+        return Views(*(np.concatenate(pair) for pair in pairs))  # type: ignore[arg-type]
+
+    def first(self, count: int) -> Views:
+        """The first so many."""
+        return Views(self.poses[:count], self.hands[:count], self.generated[:count], self.changes[:count])
+
+
+def views_of(frames: Pending) -> Views:
+    """Frames that are about to be remembered."""
+    return Views.of(frames.poses, frames.actions, frames.generated, frames.cells)
 
 
 def apart(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -55,3 +96,38 @@ def nearest(poses: NDArray[np.float64], pose: NDArray[np.float64], count: int) -
             break
         far[(apart(poses, poses[best]) < _ALIKE)[::-1]] = np.inf
     return np.sort(np.array(chosen, np.int64))
+
+
+def seen_from(views: Remembered, pose: NDArray[np.float64], config: ModelConfig) -> NDArray[np.int64] | None:
+    """The views that a frame sees, if it goes by place.
+
+    Args:
+        views: Those before it.
+        pose: float64 [5], its own.
+        config: `nearest_views`, the keyframes' distances and `voxel_changes`.
+
+    Returns:
+        Places int64 [m], ascending; None: the window, and what is retrieved by content.
+    """
+    close = beside(views.poses, pose, config)
+    seen = ~views.generated
+    if not (close & seen).any():
+        return None
+    changed = np.flatnonzero(changes_near(views.poses, views.hands, pose)) if views.hands.any() else _NOWHERE
+    since = int(changed[-1]) if len(changed) else 0
+    if (close & seen)[since:].any():
+        late = np.flatnonzero(seen[since:]) + since
+        return late[nearest(views.poses[late], pose, config.nearest_views)]
+    if not config.voxel_changes or np.isnan(views.changes[changed, 0]).any():
+        return None  # all that was seen is out of date
+    chosen = np.flatnonzero(seen)
+    chosen = chosen[nearest(views.poses[chosen], pose, config.nearest_views)]
+    dreamed = np.flatnonzero((close & ~seen)[since:]) + since
+    if len(dreamed):  # shows what the change looks like
+        chosen = np.append(chosen, dreamed[nearest(views.poses[dreamed], pose, 1)])
+    return np.sort(chosen)
+
+
+def seen_on_walk(views: Views, config: ModelConfig) -> list[NDArray[np.int64] | None]:
+    """What each of the frames of a walk sees of those before it, if all are remembered: `seen_from` each."""
+    return [seen_from(views.first(t), pose, config) for t, pose in enumerate(views.poses)]

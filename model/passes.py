@@ -20,6 +20,9 @@ MODES = ("memory", "every", "content", "dense", "decay", "off", "window")
 LARGE_FRAME = 320  # tokens; local attention over larger frames goes by dense kernels or in tiles
 
 
+Seen = NDArray[np.int64] | None  # places in a history
+
+
 class Row(NamedTuple):
     """One session in a pass.
 
@@ -28,14 +31,15 @@ class Row(NamedTuple):
         commit: How many of the last ones this pass commits.
         noisy: Pages of the frames being denoised, a chunk for each branch of guidance.
         forgets: Whether the frames being denoised do not see those that are committed: they will be forgotten.
-        seen: Places in the history that the frames being denoised see; None: the window, and what is retrieved.
+        seen: Places in the history that each chunk to commit sees, and then those that the frames being denoised see;
+            None: the window, and what is retrieved. Empty: that for all.
     """
 
     history: Slots
     commit: int
     noisy: tuple[Slots, ...] = ()
     forgets: bool = False
-    seen: NDArray[np.int64] | None = None
+    seen: tuple[Seen, ...] = ()
 
 
 class Lists(NamedTuple):
@@ -177,9 +181,12 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
         for branch in row.noisy:
             starts += [known] * chunk
             own += [branch] * chunk
-        for number, (start, mine) in enumerate(zip(starts, own, strict=True)):
-            if row.seen is not None and number >= row.commit:
-                entries.append(np.concatenate([row.history[row.seen], mine]))
+        chosen: list[Seen] = [None] * len(starts)
+        if row.seen:
+            chosen = [*row.seen[: row.commit], *row.seen[row.commit :] * len(row.noisy)]
+        for start, mine, seen in zip(starts, own, chosen, strict=True):
+            if seen is not None:
+                entries.append(np.concatenate([row.history[seen], mine]))
                 far.append(row.history[:0])
                 limit.append(0)
                 first.append(0)

@@ -56,6 +56,8 @@ class Pending:
         frame_index: int64 [c].
         generated: bool [c], whether the model made the frame itself.
         cells: float64 [c, 3], the cell that the hand changed, NaN where that is not known.
+        told: float64 [c, K, 4], the changes that the model is told of in each frame (`changes.told_changes`), its own
+            included; K is 0 without `voxel_hands`, 1 (its own alone) without `voxel_changes`.
     """
 
     latents: Tensor
@@ -64,6 +66,7 @@ class Pending:
     frame_index: NDArray[np.int64]
     generated: NDArray[np.bool_]
     cells: NDArray[np.float64]
+    told: NDArray[np.float64]
 
     def part(self, part: slice) -> Pending:
         """Some of the frames."""
@@ -194,7 +197,9 @@ class Session:
             if self.origin is None:
                 self.origin = poses[0].copy()
             index = np.arange(self.next_frame, self.next_frame + count)
-            fresh = Pending(latents, actions, poses, index, np.zeros(count, np.bool_), np.full((count, 3), np.nan))
+            cells = np.full((count, 3), np.nan)
+            told = self.model.told(self, actions, poses, cells)
+            fresh = Pending(latents, actions, poses, index, np.zeros(count, np.bool_), cells, told)
             waiting = self.pending is not None
             self.model.commit(self, _split(_joined(self.pending, fresh), cfg.chunk), progress)
             self.next_frame += count
@@ -338,6 +343,7 @@ def _joined(first: Pending | None, second: Pending) -> Pending:
         np.concatenate([first.frame_index, second.frame_index]),
         np.concatenate([first.generated, second.generated]),
         np.concatenate([first.cells, second.cells]),
+        np.concatenate([first.told, second.told]),
     )
 
 

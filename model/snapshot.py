@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from .world_model import WorldModel
 
 FORMAT = "decmem-snapshot"
-VERSION = 5
+VERSION = 6
+_TABLE = ("frame_index", "poses", "hands", "generated", "changes")  # of a `MemoryBank`
+_PENDING = tuple(entry.name for entry in fields(Pending) if entry.name != "latents")
 
 
 class SnapshotError(ValueError):
@@ -62,21 +65,14 @@ class Snapshot:
             }
             arrays = {
                 "generator": session.generator.get_state(),
-                "frame_index": torch.from_numpy(bank.frame_index.copy()),
-                "poses": torch.from_numpy(bank.poses.copy()),
-                "hands": torch.from_numpy(bank.hands.copy()),
-                "generated": torch.from_numpy(bank.generated.copy()),
+                **{name: torch.from_numpy(getattr(bank, name).copy()) for name in _TABLE},
             }
             if session.origin is not None:
                 arrays["origin"] = torch.from_numpy(session.origin.copy())
             if session.pending is not None:
-                pending = session.pending
-                arrays["pending_latents"] = pending.latents.cpu().clone()
-                arrays["pending_actions"] = torch.from_numpy(pending.actions.copy())
-                arrays["pending_poses"] = torch.from_numpy(pending.poses.copy())
-                arrays["pending_frame_index"] = torch.from_numpy(pending.frame_index.copy())
-                arrays["pending_generated"] = torch.from_numpy(pending.generated.copy())
-                arrays["pending_cells"] = torch.from_numpy(pending.cells.copy())
+                arrays["pending_latents"] = session.pending.latents.cpu().clone()
+                for name in _PENDING:
+                    arrays[f"pending_{name}"] = torch.from_numpy(getattr(session.pending, name).copy())
             arrays |= {f"video.{name}": tensor for name, tensor in session.video.tensors().items()}
             if session.shown is not None:
                 arrays["shown"] = session.shown
@@ -124,7 +120,7 @@ class Snapshot:
         with model.lock:
             session = Session(model, self.facts["seed"], Settings(**self.facts["settings"]))
             bank, arrays = session.bank, self.arrays
-            table = [arrays[name].numpy().copy() for name in ("frame_index", "poses", "hands", "generated")]
+            table = [arrays[name].numpy().copy() for name in _TABLE]
             index = table[0]
             if self._pool is model.pool and self._pages is None:
                 model.pool.retain(self._slots)
@@ -153,14 +149,8 @@ class Snapshot:
             if "origin" in arrays:
                 session.origin = arrays["origin"].numpy().copy()
             if "pending_latents" in arrays:
-                session.pending = Pending(
-                    arrays["pending_latents"].to(model.device),
-                    arrays["pending_actions"].numpy().copy(),
-                    arrays["pending_poses"].numpy().copy(),
-                    arrays["pending_frame_index"].numpy().copy(),
-                    arrays["pending_generated"].numpy().copy(),
-                    arrays["pending_cells"].numpy().copy(),
-                )
+                rest = (arrays[f"pending_{name}"].numpy().copy() for name in _PENDING)
+                session.pending = Pending(arrays["pending_latents"].to(model.device), *rest)
         return session
 
     def save(self, path: str | Path) -> None:

@@ -163,7 +163,7 @@ class Streamer:
             actions: [B, F, A].
             keep: bool [B, F], False drops the action.
             generated: bool [B, F], frames to commit that the model generated itself.
-            view: fp32 [B, F, 8] (`voxel_rays.views`), for models with `voxel_planes`.
+            view: fp32 [B, F, 8 + 4 K] (`voxel_rays.views`), for models with `voxel_planes`.
             times: Flow time of each frame, equal in all rows.
             where: From `where`, of the B * F frames.
             forced: Per layer, retrieved blocks of the pass's frames (in blocks of the row's history) to use.

@@ -30,6 +30,7 @@ from .attention import (
     history_limit,
     key_sizes,
     retrieve,
+    seen_lists,
     window_lists,
 )
 from .config import ModelConfig
@@ -270,7 +271,7 @@ class WorldTransformer(nn.Module):
 
         A dropped action (`action_mask` bool [B, F] False) adds exactly zero; clean frames of the model's own
         (`generated` bool [B, F]) get its mark, where it has one. A model with `voxel_planes` needs `view`, fp32
-        [B, F, 8] (`voxel_rays.views`).
+        [B, F, 8 + 4 K] (`voxel_rays.views`).
         """
         p = self.config.patch
         cells = latents.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # [B, F, C, rows, p, columns, p]
@@ -325,6 +326,7 @@ class WorldTransformer(nn.Module):
         generated: Tensor | None = None,
         view: Tensor | None = None,
         attention: str = "memory",
+        seen: tuple[Tensor, Tensor] | None = None,
         lists: list[BlockLists] | None = None,
         return_lists: bool = False,
     ) -> Any:
@@ -341,8 +343,10 @@ class WorldTransformer(nn.Module):
             frame_index: int64 [B, T].
             action_mask: bool [B, T], False drops the action from the noisy half (the history keeps its own).
             generated: bool [B, T], frames of the history that the model generated itself; None: none.
-            view: fp32 [B, T, 8] of `voxel_rays.views`, for models with `voxel_planes`.
+            view: fp32 [B, T, 8 + 4 K] of `voxel_rays.views`, for models with `voxel_planes`.
             attention: `memory` (SGM and ALM), `dense`, or `window` (ALM alone).
+            seen: Frames that each frame sees instead in `memory`, int32 [B, T, n], and how many of them count, int32
+                [B, T], -1 where it goes by window and content (`nearest_views.seen_on_walk`); None: all do.
             lists: Retrieved blocks per layer, instead of the top k.
             return_lists: Also return them.
 
@@ -362,9 +366,14 @@ class WorldTransformer(nn.Module):
         twice = [torch.cat([t, t], 1) for t in (projective.float(), projective_inverse.float(), frame_index)]
         where = self.where(*twice)
         skip = cfg.window if cfg.fusion == "union" else 0
+        window = window_lists(frames, reach, cfg.chunk, device)
+        limit = history_limit(frames, cfg.blocks_per_frame, skip, cfg.chunk, device)
+        if seen is not None and attention == "memory":
+            window = seen_lists(window, *seen)
+            limit = limit * (seen[1] < 0).repeat(1, 2).repeat_interleave(cfg.blocks_per_frame, 1)
         sequence = Sequence(
-            window_lists(frames, reach, cfg.chunk, device),
-            history_limit(frames, cfg.blocks_per_frame, skip, cfg.chunk, device),
+            window,
+            limit,
             key_sizes(cfg, 2 * frames, cfg.tokens, device),
             key_sizes(cfg, frames, cfg.block_tokens, device),
         )

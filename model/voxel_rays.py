@@ -38,16 +38,18 @@ _SHADES = (0.8, 1.0, 0.6)  # by axis of a face, so that an outline has edges whe
 _UNMET = 0.3  # of a broken cell, where it may be hidden by what is around it
 
 
-def views(poses: ArrayLike, cells: ArrayLike | None = None) -> NDArray[np.float32]:
+def views(poses: ArrayLike, cells: ArrayLike | None = None, changes: ArrayLike | None = None) -> NDArray[np.float32]:
     """The part of poses that the grid of blocks sees.
 
     Args:
         poses: float64 [..., 5], x, y, z of the feet in blocks, pitch and yaw in degrees.
         cells: float64 [..., 3], the cell (x, y, z) that the hand breaks or fills in each frame, NaN where that is not
             known; None: nowhere.
+        changes: float64 [..., K, 4], changed cells and their kinds (`changes.told_changes`), NaN for none; None: K = 0.
 
     Returns:
-        float32 [..., 8]: the eye's x, y, z modulo one block, pitch and yaw in radians, the cell from the eye's own.
+        float32 [..., 8 + 4 K]: the eye's x, y, z modulo one block, pitch and yaw in radians, the hand's cell and then
+        the changed ones from the eye's own, each of these followed by its kind, 0 for none.
     """
     array = np.array(poses, np.float64)
     array[..., 1] += EYE_HEIGHT
@@ -55,7 +57,12 @@ def views(poses: ArrayLike, cells: ArrayLike | None = None) -> NDArray[np.float3
     told = np.full_like(corner, _NOT_TOLD) if cells is None else np.asarray(cells, np.float64) - corner
     array[..., :3] -= corner
     array[..., 3:] = np.radians(array[..., 3:])
-    return np.concatenate([array, np.nan_to_num(told, nan=_NOT_TOLD)], -1).astype(np.float32)
+    parts = [array, np.nan_to_num(told, nan=_NOT_TOLD)]
+    if changes is not None:
+        placed = np.array(changes, np.float64)
+        placed[..., :3] -= corner[..., None, :]
+        parts.append(np.nan_to_num(placed, nan=0.0).reshape(*array.shape[:-1], -1))
+    return np.concatenate(parts, -1).astype(np.float32)
 
 
 def feature_count(planes: int) -> int:
@@ -152,32 +159,33 @@ def hand_cells(view: Tensor, probes: Tensor, planes: int) -> Tensor:
     enter, leave = _through(low, _turned(probes, axes)[:, :, :, None, None])
     enter, leave = enter.amax(-1), leave.amin(-1)
     share = (leave > enter.clamp_min(0.0)).to(view.dtype).mean(2)
-    told = view[:, None, None, 5:]
+    told = view[:, None, None, 5:8]
     meant = (cells == told).all(-1) | (told[..., 0] == _NOT_TOLD)
     return share * (meant & (distance.flatten(1) <= HAND_REACH)[:, None])[:, None]
 
 
-def outline(view: Tensor, probes: Tensor) -> Tensor:
-    """Where the told cell stands in the picture.
+def outlines(view: Tensor, probes: Tensor) -> Tensor:
+    """Where the changed cells stand in the picture.
 
     Args:
-        view: fp32 [m, 8], from `views`.
+        view: fp32 [m, 8 + 4 K], from `views`.
         probes: fp32 [N, P, 3], from `token_rays`.
 
     Returns:
-        fp32 [m, N, 2, P]: for each ray that meets the cell, what it shows if the cell is emptied, the shade of the wall
-        behind it, or `_UNMET` where it does not come in by the face that the hand meets, which alone is sure to be
-        open; and if the cell is filled, the shade of the face in front. 0 for other rays, and where no cell is told.
+        fp32 [m, N, P]: for each ray, of the nearest cell that it meets: if that was filled, the shade of the face in
+        front; if it was emptied, the shade of the wall behind it, or `_UNMET` where the ray does not come in across
+        the axis by which the hand met it, which alone is sure to be open, negative. 0 for other rays.
     """
-    axes, eye = camera_axes(*view[..., 3:5].unbind(-1)), view[:, :3]
-    told = view[:, 5:]
-    low = (told - eye)[:, None, None]
-    met = _through(low, _slanted(axes[:, None, None, 2]))[0].argmax(-1)
-    enter, leave = _through(low, _turned(probes, axes))
+    axes, eye = camera_axes(*view[..., 3:5].unbind(-1)), view[:, None, :3]
+    cells, kind = view[:, 8:].unflatten(-1, (-1, 4)).split((3, 1), -1)
+    low, kind = (cells - eye)[:, :, None, None], kind[..., None]  # [m, K, 1, 1, 3] and [m, K, 1, 1]
+    enter, leave = _through(low, _turned(probes, axes)[:, None])
     (first, front), (last, back) = enter.max(-1), leave.min(-1)
-    hit = (last > first.clamp_min(0.0)) & (told[:, :1] != _NOT_TOLD)[:, None]
-    emptied = torch.where(front == met, _shade(back), _UNMET)
-    return torch.stack([emptied, _shade(front)], 2) * hit[:, :, None]
+    hit = (last > first.clamp_min(0.0)) & (kind != 0.0)
+    emptied = torch.where(front == -1.0 - kind, _shade(back), _UNMET)
+    shown = torch.where(kind > 0.0, _shade(front), -emptied) * hit
+    nearest = first.masked_fill(~hit, math.inf).argmin(1, keepdim=True)
+    return shown.gather(1, nearest)[:, 0]
 
 
 def _shade(axis: Tensor) -> Tensor:
@@ -226,36 +234,36 @@ class VoxelRays(nn.Module):
             nn.init.zeros_(self.outline.weight)
 
     def features(self, view: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of views [B, F, 8] and actions [B, F, 25] (zeros where dropped).
+        """Features of views [B, F, 8 + 4 K] and actions [B, F, 25] (zeros where dropped).
 
         Returns:
-            fp32 [B, F, N, feature_count], and the outline of the told cell [B, F, N, P]: positive where a block is
-            placed, negative where one is broken.
+            fp32 [B, F, N, feature_count], and `outlines` [B, F, N, P].
         """
-        rays = self.crossings(view, self.rays, self.planes, self.width)
+        rays = self.crossings(view[..., :8], self.rays, self.planes, self.width)
         hands = torch.stack([actions[..., hand] for hand in HANDS], -1).float()
-        used = (hands > 0.5).any(-1)
-        shape = rays.shape[:3]
-        if used.is_cuda and used.numel() <= _ALL_AT_ONCE:
-            found = self._cells(view.flatten(0, 1), hands.flatten(0, 1))
-            cells, lines = (part.view(*shape, -1) for part in found)
-        else:
-            cells = rays.new_zeros(*shape, len(HANDS) * 3 * self.planes)
-            lines = rays.new_zeros(*shape, _PROBES**2)
-            if used.any():  # few frames, so the others are spared
-                cells[used], lines[used] = self._cells(view[used], hands[used])
+        cells = rays.new_zeros(*rays.shape[:3], len(HANDS) * 3 * self.planes)
+        lines = rays.new_zeros(*rays.shape[:3], _PROBES**2)
+        if view.is_cuda and hands[..., 0].numel() <= _ALL_AT_ONCE:
+            cells = self._cells(view.flatten(0, 1), hands.flatten(0, 1)).view_as(cells)
+            if view.shape[-1] > 8:
+                lines = outlines(view.flatten(0, 1), self.probes).view_as(lines)
+            return torch.cat([rays, cells], -1), lines
+        # Few frames, so the others are spared.
+        used, changed = (hands > 0.5).any(-1), (view[..., 11::4] != 0.0).any(-1)
+        if used.any():
+            cells[used] = self._cells(view[used], hands[used])
+        if changed.any():
+            lines[changed] = outlines(view[changed], self.probes)
         return torch.cat([rays, cells], -1), lines
 
-    def _cells(self, view: Tensor, hands: Tensor) -> tuple[Tensor, Tensor]:
-        """`hand_cells` of views [m, 8] times what each hand does [m, 2]: [m, N, 6 * planes]; and `outline`, signed."""
+    def _cells(self, view: Tensor, hands: Tensor) -> Tensor:
+        """`hand_cells` of views [m, 8 + 4 K] times what each hand does [m, 2]: [m, N, 6 * planes]."""
         if self.outline is None:
-            view = torch.cat([view[:, :5], torch.full_like(view[:, 5:], _NOT_TOLD)], 1)
-        cells = (hand_cells(view, self.probes, self.planes) * hands[:, None, :, None]).flatten(2)
-        back, front = outline(view, self.probes).unbind(2)
-        return cells, front * hands[:, None, 1:] - back * hands[:, None, :1]
+            view = torch.cat([view[:, :5], torch.full_like(view[:, 5:8], _NOT_TOLD)], 1)
+        return (hand_cells(view, self.probes, self.planes) * hands[:, None, :, None]).flatten(2)
 
     def forward(self, view: Tensor, actions: Tensor) -> Tensor:
-        """Embed views fp32 [B, F, 8] (`views`) and actions [B, F, 25] for each token: [B, F, N, W]."""
+        """Embed views fp32 [B, F, 8 + 4 K] (`views`) and actions [B, F, 25] for each token: [B, F, N, W]."""
         with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
             features, lines = self.features(view, actions)
         embedded = self.embed(features)

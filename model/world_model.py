@@ -19,13 +19,14 @@ from ..conventions.actions import validate_vector
 from ..conventions.poses import normalised_intrinsics, validate_poses
 from . import checkpoint, flow
 from .attention import BlockLists
-from .changes import hands_used
+from .changes import made_changes, told_on_walk
 from .denoising import Chunks, denoise, place
 from .keyframes import keeps
 from .memory import PagePool
 from .memory_layout import CPU_MEMORY
+from .nearest_views import BY_PLACE, seen_from, views_of
 from .pass_graphs import PassGraphs
-from .passes import MODES, Row, plan_pass
+from .passes import MODES, Row, Seen, plan_pass
 from .products import cpu_products
 from .session import Pending, Session, Settings
 from .snapshot import Snapshot
@@ -333,8 +334,7 @@ class WorldModel:
         for i, session in enumerate(sessions):
             done, made = old[i], new[i]
             if done is not None and kept[i]:
-                used = hands_used(done.actions)
-                session.bank.append(fresh[i], done.frame_index, done.poses, used, done.generated)
+                session.bank.append(fresh[i], done.frame_index, *views_of(done))
             elif fresh:
                 self.pool.release(fresh[i])
             if session.origin is None:
@@ -347,8 +347,20 @@ class WorldModel:
     def _placed(self, session: Session, actions: NDArray, poses: NDArray, cells: NDArray) -> Pending:
         index = np.arange(session.next_frame, session.next_frame + self.config.chunk)
         shape = (self.config.chunk, *self.config.autoencoder.latent_shape)
-        own = np.ones(self.config.chunk, np.bool_)
-        return Pending(flow.session_noise(session.generator, shape), actions, poses, index, own, cells)
+        own, told = np.ones(self.config.chunk, np.bool_), self.told(session, actions, poses, cells)
+        return Pending(flow.session_noise(session.generator, shape), actions, poses, index, own, cells, told)
+
+    def told(self, session: Session, actions: NDArray, poses: NDArray, cells: NDArray) -> NDArray[np.float64]:
+        """The changes that the model is told of in new latent frames of a session, `Pending.told` [c, K, 4]."""
+        if not self.config.voxel_hands:
+            return np.full((len(poses), 0, 4), np.nan)
+        made = made_changes(actions, poses, cells)
+        if not self.config.voxel_changes:
+            return made[:, None]
+        before, waiting = [session.bank.changes[session.bank.hands]], session.pending
+        if waiting is not None:
+            before.append(made_changes(waiting.actions, waiting.poses, waiting.cells))
+        return told_on_walk(made, poses, np.concatenate(before))
 
     def commit(
         self, session: Session, frames: tuple[Pending, Pending], progress: Callable[[int], None] | None = None
@@ -373,7 +385,9 @@ class WorldModel:
             count = len(piece.frame_index)
             slots = self.pool.allocate(count, session.bank.last)
             try:
-                row = Row(np.concatenate([session.bank.slots, slots]), count)
+                row = Row(
+                    np.concatenate([session.bank.slots, slots]), count, seen=self._seen_when_committed(session, piece)
+                )
                 plan = plan_pass(self.pool, [row], session.settings.memory, session.settings.top_k)
                 lists = None
                 if forced is not None:
@@ -394,9 +408,15 @@ class WorldModel:
             except BaseException:
                 self.pool.release(slots)
                 raise
-            used = hands_used(piece.actions)
-            session.bank.append(slots, piece.frame_index, piece.poses, used, piece.generated)
+            session.bank.append(slots, piece.frame_index, *views_of(piece))
             done += count
             if progress is not None:
                 progress(count)
         session.replace_pending(pending, past.latents[known:])
+
+    def _seen_when_committed(self, session: Session, frames: Pending) -> tuple[Seen, ...]:
+        """What frames see of a session's memory and of each other as they enter it (`Row.seen`)."""
+        if not self.config.nearest_views or session.settings.memory not in BY_PLACE:
+            return ()
+        known, before = views_of(frames).after(session.bank), len(session.bank)
+        return tuple(seen_from(known.first(before + i), pose, self.config) for i, pose in enumerate(frames.poses))

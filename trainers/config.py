@@ -62,7 +62,7 @@ class DataConfig:
         episodes_per_world: Trajectories a world; alternately on the grid of poses and off it.
         worlds_per_job: Worlds that a worker simulates together.
         edits: Share of simulated trajectories that break and place blocks, leave and come back.
-        told: Share of edits whose cell the model is told, where it can be (`model.voxel_hands`).
+        told: Share of clips whose changed cells the model is told, where it can be (`model.voxel_hands`).
         contact: Share of simulated trajectories that run into walls, climb and fall (`worlds` kind `contact`).
         dreams: Share of rows whose latents are the model's own (pose).
         slow: Share of those off the grid of poses whose turns and steps take up to 16 times as many frames.

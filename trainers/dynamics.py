@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from decmem_env.model.changes import told_on_walk
 from decmem_env.model.keyframes import new_views
+from decmem_env.model.nearest_views import Views, seen_on_walk
+from decmem_env.model.voxel_rays import views
 from torch import Tensor, nn
 
 from decmem_env.metrics import sharpness
@@ -126,13 +129,36 @@ class DynamicsTask:
                 return batch if objective.new_view_noise is None else self._with_new_views(batch)
 
             rounds, groups = (objective.self_context_rounds, objective.self_context_groups) if keep else (1, 1)
-            self._ring = ClipRing(sample, groups, rounds, objective.self_context)
+            self._ring = ClipRing(sample, groups, rounds, objective.self_context, self._as_in_sessions)
         with self.profile.section("sample"):
             return self._ring.next()
 
     def _with_new_views(self, batch: ClipBatch) -> ClipBatch:
         new = np.stack([new_views(poses, self.model_config) for poses in batch.poses])
         return replace(batch, new=torch.from_numpy(new).to(batch.latents.device))
+
+    def _as_in_sessions(self, batch: ClipBatch, own: Tensor | None = None) -> ClipBatch:
+        """A batch whose frames see, and are told, what a session's would, where those of `own` are the model's."""
+        config, actions = self.model_config, batch.actions.cpu().numpy()
+        dreamed = np.zeros(batch.poses.shape[:2], np.bool_) if own is None else own.cpu().numpy()
+        walks = [Views.of(*row) for row in zip(batch.poses, actions, dreamed, batch.cells, strict=True)]
+        if config.voxel_changes:
+            told = np.stack([told_on_walk(walk.changes, walk.poses) for walk in walks])
+        else:
+            told = np.stack([walk.changes[:, None] for walk in walks])
+        if config.voxel_hands:
+            batch = replace(batch, view=torch.from_numpy(views(batch.poses, batch.cells, told)).to(batch.view))
+        if not config.nearest_views:
+            return batch
+        # One more than `nearest_views`: the dreamed frame that shows a change.
+        seen = np.zeros((*batch.poses.shape[:2], config.nearest_views + 1), np.int32)
+        counts = np.full(batch.poses.shape[:2], -1, np.int32)
+        for row, walk in enumerate(walks):
+            for t, chosen in enumerate(seen_on_walk(walk, config)):
+                if chosen is not None:
+                    seen[row, t, : len(chosen)], counts[row, t] = chosen, len(chosen)
+        device = batch.latents.device
+        return replace(batch, seen=(torch.from_numpy(seen).to(device), torch.from_numpy(counts).to(device)))
 
     def loss(self, clips: TurningClips, rng: np.random.Generator) -> Tensor:
         """Flow loss of one batch; its own predictions become context of the batch's next round."""
@@ -175,12 +201,15 @@ class DynamicsTask:
         with torch.random.fork_rng(devices):
             torch.manual_seed(7)
             for truth, batch in self._validation_batches(fixed):
+                late_own = torch.arange(data.frames) >= data.frames // 2
+                dreamt_batch = self._as_in_sessions(batch, late_own.expand(len(batch.poses), -1))
+                batch = self._as_in_sessions(batch)
                 inputs = sample_inputs(batch.latents, self.config.objective)
                 with self.precision():
                     velocity = run_model(self.model, batch, inputs, self.config.objective.attention).detach()
                     predicted = one_step_prediction(self.model, batch, self.config.objective.attention)
                     rollout = rollout_prediction(
-                        self.model, batch, self.config.objective.attention, data.frames // 2, _EVALUATION_ROUNDS
+                        self.model, dreamt_batch, self.config.objective.attention, data.frames // 2, _EVALUATION_ROUNDS
                     )
                 losses.append(float(flow_loss(velocity, inputs, self.config.objective)))
                 for row, frames in enumerate(truth):

@@ -115,6 +115,7 @@ def run_model(model: Any, batch: ClipBatch, inputs: FlowInputs, attention: str) 
         generated=inputs.generated,
         view=batch.view,
         attention=attention,
+        seen=batch.seen,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common import Bar, say
+from .jobs import run_shares
 from .stopping import Stop
 
 if TYPE_CHECKING:
@@ -44,7 +45,15 @@ class LongTest:
     conclude: Callable[[Any], Conclusion]
 
 
-def in_parts(test: LongTest, target: Path | None, facts: Mapping[str, object], sessions: int, device: str) -> int:
+def in_parts(
+    test: LongTest,
+    target: Path | None,
+    facts: Mapping[str, object],
+    sessions: int,
+    device: str,
+    jobs: int = 1,
+    share: tuple[int, int] | None = None,
+) -> int:
     """Run a test to its end, or until it is asked to stop; print the table and write the files of what is done.
 
     Args:
@@ -54,6 +63,8 @@ def in_parts(test: LongTest, target: Path | None, facts: Mapping[str, object], s
         facts: All that the figures depend on beside the walks, for `Sidecar`.
         sessions: Upper limit of sessions in one forward pass.
         device: For the progress line.
+        jobs: Processes that do it, each a share of the batches.
+        share: Which share of how many is this process's: it leaves its parts and says nothing.
 
     Returns:
         The exit code: 0, or that of the signal where scripts are left.
@@ -77,6 +88,15 @@ def in_parts(test: LongTest, target: Path | None, facts: Mapping[str, object], s
         made = test.conclude(measure.outcome(parts))
         return made, made.records if done() == worlds else unfinished(made.records, done(), worlds)
 
+    if share is not None:
+        assert sidecar is not None
+        with Stop() as stop:
+            for part in score_parts(measure, sessions, None, tuple(parts), share):
+                sidecar.add(part)
+                if stop.asked:
+                    return stop.code
+        return 0
+
     left = [walk for index, walk in enumerate(walks) if index not in scored(parts)]
     frames = frames_to_generate(left, measure.contenders, measure.seeds)
     say(
@@ -84,6 +104,19 @@ def in_parts(test: LongTest, target: Path | None, facts: Mapping[str, object], s
         f" {frames} frames to generate on {device}"
     )
     with Stop() as stop:
+        if jobs > 1 and sidecar is not None and len(left) > 1:
+            with Bar(len(left), "generating", "script") as bar:
+                before = len(scored(parts))
+
+                def tell() -> None:
+                    nonlocal parts, before
+                    parts = sidecar.read()
+                    bar.add(len(scored(parts)) - before)
+                    before = len(scored(parts))
+
+                run_shares(jobs, tell, stop)
+            left = [walk for index, walk in enumerate(walks) if index not in scored(parts)]
+            frames = frames_to_generate(left, measure.contenders, measure.seeds)
         with Bar(frames, "generating") as bar:
             seen, due = 0, 0.0
 
@@ -93,7 +126,7 @@ def in_parts(test: LongTest, target: Path | None, facts: Mapping[str, object], s
                 bar.add(made - seen)
                 seen = made
 
-            for part in score_parts(measure, sessions, report, tuple(parts)):
+            for part in score_parts(measure, sessions, report, tuple(parts)) if not stop.asked else ():
                 parts.append(part)
                 if sidecar is not None:
                     sidecar.add(part)

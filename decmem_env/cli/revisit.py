@@ -20,6 +20,7 @@ from .common import (
     say,
     seed_range,
 )
+from .jobs import share
 from .parts import Conclusion, LongTest, in_parts
 
 KINDS = ("turn_away", "aba", "abca", "look360", "loop")
@@ -29,7 +30,7 @@ decmem revisit --worlds 8000000-8000063 --gap 60 --json r.json --html r.html --d
 decmem revisit --worlds 7000000-7000003 --kinds turn_away --seeds 1                            a quick look on a CPU
 decmem revisit --checkpoint runs/decmem/ema --window-checkpoint runs/window/ema --json r.json
 decmem revisit --worlds 8000000-8000007 --memory memory,dense --json dense.json                dense attention beside it
-decmem revisit --worlds 8000000-8000007 --long-run --json long.json                            1,000 generated frames
+decmem revisit --worlds 8000000-8000007 --long-run --json long.json --jobs 8 --device cpu      1,000 generated frames
 decmem revisit --worlds 8000000-8000015 --beside --json b.json                                 frames beside known ones
 decmem revisit --worlds 8000000-8000063 --edits --seeds 1 --json e.json --sheet e.png          blocks broken and placed
 decmem revisit --worlds 8000000-8000015 --new-ground --json n.json --sheet n.png               beyond all that was seen
@@ -76,6 +77,8 @@ def add_parser(commands: Any) -> None:
         "--sheet", type=Path, metavar="F", help="with --edits or --new-ground: returns, or new ground (PNG)"
     )
     parser.add_argument("--batch", type=positive, metavar="N", help="sessions in one forward pass")
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes that share the work (CPU)")
+    parser.add_argument("--share", type=share, help=argparse.SUPPRESS)  # what each of them does
     parser.add_argument(
         "--budget-gib",
         type=float,
@@ -105,6 +108,8 @@ def run(options: argparse.Namespace) -> int:
         if path is not None and path.is_dir():
             raise CommandError(f"{path} is a folder: name a file")
     device = resolve_device(options.device)
+    if options.jobs > 1 and (options.json is None or options.beside or device.startswith("cuda")):
+        raise CommandError("--jobs needs --json F and --device cpu, and goes without --beside")
     budget = generous_budget(device) if options.budget_gib is None else int(options.budget_gib * 2**30)
     budget //= 2 if options.window_checkpoint else 1
     model = load_model(options.checkpoint, device, budget)
@@ -128,9 +133,13 @@ def run(options: argparse.Namespace) -> int:
             test = _new_ground(options, seeds, renderer, rows, device, bar)
         else:
             test = _revisits(options, seeds, kinds, renderer, rows, device, bar)
-    code = in_parts(
-        test, options.json, _facts(options, seeds, rows, device), options.batch or _sessions(device), device
-    )
+    sessions = options.batch or _sessions(device)
+    if options.jobs > 1:  # small batches, so that all have something to do
+        sessions = min(sessions, options.seeds * max(1, len(test.measure.walks) // (2 * options.jobs)))
+    facts = _facts(options, seeds, rows, device)
+    code = in_parts(test, options.json, facts, sessions, device, options.jobs, options.share)
+    if options.share is not None:
+        return code
     say(f"{time.monotonic() - begun:.0f} s in all")
     return code
 

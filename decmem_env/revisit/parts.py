@@ -65,7 +65,11 @@ class Measure(Protocol):
 
 
 def score_parts(
-    measure: Measure, sessions: int, report: Report | None = None, given: Sequence[Part] = ()
+    measure: Measure,
+    sessions: int,
+    report: Report | None = None,
+    given: Sequence[Part] = (),
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Part]:
     """Score the scripts batch by batch.
 
@@ -74,12 +78,13 @@ def score_parts(
         sessions: Upper limit of sessions in one forward pass.
         report: Progress; counts the frames that are left to generate.
         given: Parts from an earlier run; their scripts are passed over.
+        share: Which of how many shares of the batches to do.
 
     Raises:
         ValueError: A memory is too small for a single script.
     """
     known = scored(given)
-    plan = list(batches(measure.walks, sessions, measure.seeds, measure.contenders, known))
+    plan = list(batches(measure.walks, sessions, measure.seeds, measure.contenders, known))[share[0] :: share[1]]
     total = frames_to_generate([measure.walks[i] for part in plan for i in part], measure.contenders, measure.seeds)
     done = 0
 

@@ -145,17 +145,31 @@ def _hand(rng: Rng, grid: bool) -> Plan:
 
 def _absence(rng: Rng, grid: bool, frames: int, more: bool) -> Plan:
     """Look about for at least so many frames, sometimes (with `more`) edit here, too; ends where it began."""
-    plan = _edit(rng, grid, more=False) if more and rng.random() < 0.3 else []
+    plan = _edit(rng, grid, 0.0, more=False) if more and rng.random() < 0.3 else []
     while len(plan) < frames:
         swing = _turn(rng, grid, float(rng.choice([-1, 1])) * rng.uniform(15.0, 45.0))
         plan += [*swing, *[_act()] * int(rng.integers(0, 4)), *_reverse(swing)]
     return plan
 
 
-def _edit(rng: Rng, grid: bool, more: bool = True) -> Plan:
+def _around(rng: Rng, grid: bool) -> Plan:
+    """Walk some way around a place in reach, with the eyes on it, and back: seen from other sides."""
+    side = float(rng.choice([-1, 1]))
+    step = _act(Action.LEFT if side > 0 else Action.RIGHT)
+    # WALK_SPEED blocks sideways around a place two to four blocks away.
+    step[Action.CAMERA_YAW] = side * np.degrees(WALK_SPEED / rng.uniform(2.0, 4.0)) / CAMERA_STEP_DEGREES
+    plan = [step] * int(rng.integers(2, 10))
+    if grid:  # turns of 15 degrees after every one or two steps
+        stride, turned = _act(Action.LEFT if side > 0 else Action.RIGHT), _act(Action.CAMERA_YAW, side)
+        plan = [stride, turned] * int(rng.integers(1, 5)) if rng.random() < 0.5 else [stride, stride, turned] * 2
+    return [*plan, *[_act()] * int(rng.integers(0, 3)), *_reverse(plan)]
+
+
+def _edit(rng: Rng, grid: bool, beside: float, more: bool = True) -> Plan:
     """Change a block in reach, look at it, go or turn away, come back the same way and look again.
 
-    In 60 % of the cases the place is out of sight for 30 frames or more.
+    In 60 % of the cases the place is out of sight for 30 frames or more. A share `beside` of the returns ends beside
+    the first pose, and as many players walk around the place.
     """
     aim, hand = _aim(rng, grid), _hand(rng, grid)
     level = rng.random() < 0.5  # most of the ground in reach is in view with level eyes, too
@@ -166,10 +180,11 @@ def _edit(rng: Rng, grid: bool, more: bool = True) -> Plan:
         leave = [*[_act(Action.BACK)] * int(rng.integers(4, 16)), *leave]
     frames = int(rng.integers(30, 70)) if more and rng.random() < 0.6 else int(rng.integers(0, 10))
     away = [*leave, *_absence(rng, grid, frames, more), *_reverse(leave)]
-    look = [_act()] * int(rng.integers(1, 5))
+    look = [*_beside(rng, grid, beside), *[_act()] * int(rng.integers(1, 5))]
+    again = [*look, *(_around(rng, grid) if rng.random() < beside else [])]
     if level:
-        return [*aim, *hand, *_reverse(aim), *away, *look, *aim, *look, *_reverse(aim)]
-    return [*aim, *hand, *away, *look, *_reverse(aim)]
+        return [*aim, *hand, *_reverse(aim), *away, *look, *aim, *again, *_reverse(aim)]
+    return [*aim, *hand, *away, *again, *_reverse(aim)]
 
 
 def _contact(rng: Rng, grid: bool) -> Plan:
@@ -195,7 +210,7 @@ def _macro(rng: Rng, grid: bool, kind: str, beside: float) -> Plan:
     side = float(rng.choice([-1, 1]))
     if kind == "edit":
         approach = [*_turn(rng, grid, rng.normal(0.0, 50.0)), *_leg(rng, grid, int(rng.integers(2, 10)))]
-        return [*(approach if rng.random() < 0.7 else []), *_edit(rng, grid)]
+        return [*(approach if rng.random() < 0.7 else []), *_edit(rng, grid, beside)]
     if kind == "contact":
         return _contact(rng, grid)
     if kind == "turn_away":
@@ -302,7 +317,8 @@ def sample_trajectories(
             share of its breaks and places that change a block counts as much; of `contact`, the one that walls
             hold back in about a third of its steps).
         slow: Share of plans off the grid whose turns and steps take up to `SLOWEST` times as many frames.
-        beside: Share of returns that come back beside the way out (0.4 to 1.7 blocks, up to 12 degrees off the grid).
+        beside: Share of returns that come back beside the way out (0.4 to 1.7 blocks, up to 12 degrees off the grid),
+            and of returns to an edit that walk around it.
         tilted: Share of walks that begin looking up or down, and keep so (not of `edit`, whose scripts aim).
         unsteady: Share of walks whose eyes wander all the way, up and down and to the sides (not of `edit`).
 

@@ -98,6 +98,30 @@ def test_revisit_edits(tmp_path, capsys):
     assert "--sheet" in capsys.readouterr().err
 
 
+def test_revisit_by_several_processes_finds_the_same(tmp_path, capsys, monkeypatch):
+    argv = ["revisit", *DEBUG, "--worlds", "7000002-7000003", "--kinds", "turn_away", "--gap", "20", "--no-floors"]
+    argv += ["--seeds", "1", "--batch", "1", "--device", "cpu"]
+    found = []
+    for more in ([], ["--jobs", "2"]):
+        path = tmp_path / f"r{len(more)}.json"
+        monkeypatch.setattr("sys.argv", ["decmem", *argv, *more, "--json", str(path)])
+        assert main() == 0
+        found.append([(item["name"], item["value"]) for item in results.read_results(path)])
+    assert found[0] == found[1] and len(found[0]) > 10
+    assert "scripts in 2 worlds" in capsys.readouterr().err
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["r0.json", "r2.json"]
+    assert main([*argv, "--jobs", "2"]) == 2
+    assert "--jobs needs --json" in capsys.readouterr().err
+
+
+def test_a_process_that_fails_ends_the_test(tmp_path, capsys, monkeypatch):
+    argv = ["revisit", *DEBUG, "--worlds", "7000002-7000003", "--kinds", "turn_away", "--gap", "20", "--no-floors"]
+    argv += ["--jobs", "2", "--device", "cpu", "--json", str(tmp_path / "r.json")]
+    monkeypatch.setattr("sys.argv", ["decmem", "revisit", "--nonsense"])  # what the processes run
+    assert main(argv) == 2
+    assert "--jobs ended with code 2" in capsys.readouterr().err
+
+
 def test_revisit_beside(tmp_path, capsys):
     argv = ["revisit", *DEBUG, "--worlds", "7000002", "--beside"]
     assert main([*argv, "--json", str(tmp_path / "b.json")]) == 0

@@ -2,16 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
+from decmem_env.model.changes import told_on_walk
 from decmem_env.model.config import tiny, wan_debug
-from decmem_env.model.nearest_views import apart, nearest
+from decmem_env.model.nearest_views import Views, apart, nearest, seen_on_walk
+from decmem_env.model.voxel_rays import views as voxel_views
 
 from decmem_env.conventions.actions import Action
+from decmem_env.conventions.poses import EYE_HEIGHT, look_vector
 
 from .conftest import build, make_walk
-from .test_streaming import CONTEXT
+from .test_streaming import CONTEXT, STEPS, record_velocities, relative, teacher_forced
 
 FEW = 3
 DISTANCES = {"keyframe_blocks": 1.0, "keyframe_degrees": 10.0}
+TOLD_CHANGES = {"voxel_planes": 5, "voxel_hands": True, "voxel_changes": True}
 
 
 def walk_of(length, seed=0):
@@ -55,16 +60,17 @@ def test_views_that_show_the_same_are_taken_once():
     assert len(nearest(poses[:0], poses[30], FEW)) == 0
 
 
-def look(model, session, pose, action=None):
-    """One step at a pose; the frame, and which frames it saw."""
+def look(model, session, pose, action=None, cell=None):
+    """One step at a pose, where the hand may change a cell; the frame, and which frames it saw."""
     actions = np.zeros((1, 1, 25), np.float32)
     if action is not None:
         actions[..., action] = 1.0
-    return model.step([session], actions, np.asarray(pose)[None, None]), session.last_seen
+    cells = None if cell is None else np.asarray(cell)[None, None]
+    return model.step([session], actions, np.asarray(pose)[None, None], cells=cells), session.last_seen
 
 
 def test_beside_a_seen_view_only_the_nearest_ones_count():
-    """As if memory held nothing else; elsewhere, window and retrieval do as they do without."""
+    """As if memory held nothing else; elsewhere, window and retrieval choose."""
     walk = make_walk(CONTEXT)
     plain, placed = (build(fusion="union", window=4, nearest_views=few, **DISTANCES) for few in (0, FEW))
     for blocks, known in ((0.5, True), (40.0, False)):
@@ -75,7 +81,6 @@ def test_beside_a_seen_view_only_the_nearest_ones_count():
         (before, _), (frame, seen) = (look(s.model, s, pose) for s in sessions)
         if not known:
             assert seen is None
-            np.testing.assert_array_equal(frame, before)
             continue
         assert len(seen) == FEW and apart(walk.poses[seen], pose).min() == apart(walk.poses, pose).min()
         bank = sessions[1].bank
@@ -103,6 +108,80 @@ def test_dreamed_and_outdated_views_do_not_serve():
     assert again.bank.generated.tolist() == session.bank.generated.tolist() and session.bank.generated.sum() == 2
     frames = [look(model, one, walk.poses[3])[0] for one in (session, again, session.fork(1)[0])]
     np.testing.assert_array_equal(frames[0], frames[1])
+
+
+def listed(seen):
+    """What the frames of one walk see, as `teacher_forcing` takes it."""
+    lists, counts = torch.zeros(1, len(seen), 3, dtype=torch.int32), torch.full((1, len(seen)), -1, dtype=torch.int32)
+    for t, chosen in enumerate(seen):
+        if chosen is not None:
+            lists[0, t, : len(chosen)], counts[0, t] = torch.from_numpy(chosen), len(chosen)
+    return lists, counts
+
+
+def cell_ahead(pose):
+    """A cell two blocks before the eye."""
+    return np.floor(pose[:3] + [0.0, EYE_HEIGHT, 0.0] + 2.0 * look_vector(pose))
+
+
+def test_a_told_change_leaves_what_was_seen_in_use():
+    """Then the seen views show the place, and a dreamed one what the change looks like."""
+    model = build(fusion="union", nearest_views=FEW, **DISTANCES, **TOLD_CHANGES)
+    walk = make_walk(CONTEXT)
+    session = model.start(1)
+    walk.observe(session, 0, CONTEXT)
+    pose, cell = walk.poses[-1], cell_ahead(walk.poses[-1])
+    seen = look(model, session, pose, Action.PLACE, cell)[1]
+    assert len(seen) == FEW and (seen < CONTEXT).all()
+    after = look(model, session, pose)[1]
+    assert after.tolist() == [*seen, CONTEXT]
+    told = session.pending.told[0]
+    assert told[0].tolist() == [*cell, 1.0] and np.isnan(told[1:]).all()
+    for again in (model.restore(session.snapshot()), session.fork(1)[0]):
+        np.testing.assert_array_equal(again.pending.told[0], told)
+        np.testing.assert_array_equal(look(model, again, pose)[1], after)
+    far = walk.poses[-1] + [40.0, 0.0, 0.0, 0.0, 0.0]
+    look(model, session, far)
+    assert np.isnan(session.pending.told).all(), "too far away to be seen"
+    look(model, session, pose, Action.ATTACK)  # nobody says which cell
+    assert look(model, session, pose)[1] is None
+
+
+def test_streaming_equals_one_pass(noises, monkeypatch):
+    """Frames by place and by content, with changes told, on a walk that comes back."""
+    model = build(fusion="union", nearest_views=2, window=4, **DISTANCES, **TOLD_CHANGES)
+    torch.nn.init.normal_(model.transformer.voxel_rays.outline.weight, std=0.1)
+    walk = make_walk(CONTEXT + STEPS)
+    walk.poses[CONTEXT + 1 :] = walk.poses[[CONTEXT - 1, 3, 7, CONTEXT - 1, 3]] + [0.2, 0.0, 0.1, 1.0, 2.0]
+    walk.actions[CONTEXT + 1, Action.ATTACK] = 1.0
+    cells = np.full((CONTEXT + STEPS, 3), np.nan)
+    cells[CONTEXT + 1] = cell_ahead(walk.poses[CONTEXT + 1])
+    velocities = record_velocities(monkeypatch, model)
+    session = model.start(1, memory="every")
+    clean = [model.autoencoder.encode(torch.as_tensor(walk.frames[:CONTEXT]))]
+    walk.observe(session, 0, CONTEXT)
+    by_place = []
+    for t in range(CONTEXT, CONTEXT + STEPS):
+        model.step([session], *walk.chunk(t), decode=False, cells=cells[None, t : t + 1])
+        clean.append(session.pending.latents)
+        by_place.append(session.last_seen)
+    assert by_place[0] is None and all(seen is not None for seen in by_place[1:])
+    clean = torch.cat(clean)[None]
+    noisy = clean.clone()
+    noisy[0, CONTEXT:] = torch.cat(noises)
+    views = Views.of(walk.poses, walk.actions, np.arange(CONTEXT + STEPS) >= CONTEXT, cells)
+    wanted = seen_on_walk(views, model.config)
+    for found, given in zip(by_place, wanted[CONTEXT:], strict=True):
+        np.testing.assert_array_equal(found, given)
+    told = told_on_walk(views.changes, walk.poses)
+    assert not np.isnan(told[CONTEXT + 2 :, 0]).all()
+    view = torch.from_numpy(voxel_views(walk.poses, cells, told))[None]
+    ones = torch.ones(1, CONTEXT + STEPS)
+    seen, counts = listed(wanted)
+    same = teacher_forced(model, walk, clean, noisy, ones, seen=(seen, counts), view=view)
+    assert relative(torch.cat(velocities[-STEPS:], 1), same[:, CONTEXT:]) < 1e-4
+    for other in ({"seen": (seen, counts.clamp_max(1)), "view": view}, {"seen": (seen, counts), "view": view[..., :8]}):
+        assert relative(teacher_forced(model, walk, clean, noisy, ones, **other)[:, CONTEXT:], same[:, CONTEXT:]) > 1e-3
 
 
 def test_rows_of_a_batch_see_their_own_past():

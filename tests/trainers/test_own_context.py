@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from decmem_env.model.keyframes import new_views
+from decmem_env.model.nearest_views import Views, seen_on_walk
 from decmem_env.trainers.config import ConfigError, load_config
 from decmem_env.trainers.data.own_context import STILL_TRUE, ClipRing, TurningClips, own_places
 from decmem_env.trainers.distributed import Ranks
@@ -68,7 +69,7 @@ def test_nearness_of_a_cell_is_the_mean_over_its_channels():
 
 def test_ring_keeps_each_batch_for_its_rounds_and_staggers_the_groups():
     made = iter(range(1000))
-    ring = ClipRing(lambda: batch_of(next(made)), groups=3, rounds=4, share=1.0)
+    ring = ClipRing(lambda: batch_of(next(made)), groups=3, rounds=4, share=1.0, finish=lambda batch, own: batch)
     seen = []
     for _ in range(120):
         clips = ring.next()
@@ -89,6 +90,37 @@ def task_of(runs, **settings):
 def test_training_for_new_views_needs_their_distances(runs):
     with pytest.raises(ConfigError, match="objective.new_view_noise needs model.keyframe_blocks"):
         task_of(runs, **{"objective.new_view_noise": 0.0, "model.keyframe_blocks": 0.0})
+
+
+def test_frames_see_and_are_told_what_they_would_in_sessions(runs):
+    settings = {
+        "model.keyframe_blocks": 1.0,
+        "model.keyframe_degrees": 10.0,
+        "model.fusion": "union",
+        "data.edits": 1.0,
+    }
+    told = {"model.nearest_views": 2, "model.voxel_planes": 3, "model.voxel_hands": True, "model.voxel_changes": True}
+    task = task_of(runs, **settings, **told, **{"objective.self_context": 0.5, "data.told": 1.0, "data.edits": 1.0})
+    task.open({})
+    task.fill()
+    rng = np.random.default_rng(0)
+    found, changed = set(), 0
+    for _ in range(4):
+        clips = task.next_batch(rng)
+        batch = clips.batch
+        lists, counts = batch.seen
+        for row, poses in enumerate(batch.poses):
+            own = clips.own[row].numpy()
+            views = Views.of(poses, batch.actions[row].numpy(), own, batch.cells[row])
+            for t, chosen in enumerate(seen_on_walk(views, task.model_config)):
+                assert counts[row, t] == (-1 if chosen is None else len(chosen))
+                if chosen is not None:
+                    assert lists[row, t, : len(chosen)].tolist() == chosen.tolist() and (chosen < t).all()
+            changed += int((batch.view[row, :, 11::4] != 0.0).any())
+        found |= set(counts.unique().tolist())
+        assert torch.isfinite(task.loss(clips, rng))
+    assert {-1, 2} <= found and changed
+    task.close()
 
 
 def test_a_step_treats_new_views_as_a_sampler_of_several_steps_makes_them(runs):

@@ -31,9 +31,11 @@ class ClipBatch:
         projective_inverse: float32 [B, T, 4, 4].
         frame_index: int64 [B, T].
         poses: float64 [B, T, 5], on the CPU.
-        view: float32 [B, T, 8], what the block grid sees of them (`model.voxel_rays`).
+        cells: float64 [B, T, 3], the cells that hands change, on the CPU; NaN where that is not told.
+        view: float32 [B, T, 8 + 4 K], what the block grid sees of them (`model.voxel_rays`).
         changed: bool [B, T, h, w], where blocks that a player broke or placed show; None: nowhere.
         new: bool [B, T], frames that show something new (`model.keyframes.new_views`); None: not asked.
+        seen: int32 [B, T, n] and [B, T], what frames see by place (`WorldTransformer.teacher_forcing`); None: nothing.
     """
 
     latents: Tensor
@@ -42,9 +44,11 @@ class ClipBatch:
     projective_inverse: Tensor
     frame_index: Tensor
     poses: NDArray[np.float64]
+    cells: NDArray[np.float64]
     view: Tensor
     changed: Tensor | None = None
     new: Tensor | None = None
+    seen: tuple[Tensor, Tensor] | None = None
 
 
 def make_batch(
@@ -56,8 +60,9 @@ def make_batch(
 ) -> ClipBatch:
     """Put a batch on the device of its latents; camera translations are relative to each clip's first frame.
 
-    `cells` float64 [B, T, 3] are those that hands change, NaN where that is not told.
+    `cells` float64 [B, T, 3] are those that hands change, NaN where that is not told; None: nowhere.
     """
+    cells = np.full((*poses.shape[:2], 3), np.nan) if cells is None else cells
     intrinsics = normalised_intrinsics(*latents.shape[-2:])  # pixels are square, so only the ratio matters
     matrix, inverse = projective_matrices(poses, intrinsics, poses[:, :1])
     device = latents.device
@@ -73,6 +78,7 @@ def make_batch(
         move(inverse, torch.float32),
         move(frame_index, torch.int64),
         poses,
+        cells,
         move(views(poses, cells), torch.float32),
     )
 
@@ -181,6 +187,6 @@ class LatentPool:
         latents, changed = self.latents.flatten(0, 1)[take], self.changed.flatten(0, 1)[take]
         times = np.stack([age(row, rng) if rng.random() < data.aged else row for row in shown])
         start = rng.integers(0, data.frame_offset + 1, (count, 1))
-        cells = np.where(rng.random((*index.shape, 1)) < data.told, self.cells[rows, index], np.nan)
+        cells = np.where(rng.random((count, 1, 1)) < data.told, self.cells[rows, index], np.nan)
         batch = make_batch(latents, self.actions[rows, index], self.poses[rows, index], times + start, cells)
         return replace(batch, changed=changed)

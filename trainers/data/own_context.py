@@ -87,10 +87,18 @@ class ClipRing:
         groups: Groups kept, so that consecutive steps see different clips.
         rounds: Passes of each batch.
         share: Of rows that turn.
+        finish: Completes a batch once it is known which places, bool [B, T], may turn.
     """
 
-    def __init__(self, sample: Callable[[], ClipBatch], groups: int, rounds: int, share: float) -> None:
-        self._sample, self._rounds, self._share = sample, rounds, share
+    def __init__(
+        self,
+        sample: Callable[[], ClipBatch],
+        groups: int,
+        rounds: int,
+        share: float,
+        finish: Callable[[ClipBatch, Tensor], ClipBatch],
+    ) -> None:
+        self._sample, self._rounds, self._share, self._finish = sample, rounds, share, finish
         self._groups: list[TurningClips | None] = [None] * groups
         self._at = 0
 
@@ -104,6 +112,7 @@ class ClipRing:
             batch = self._sample()
             rows, frames = batch.latents.shape[:2]
             own = own_places(rows, frames, self._share, batch.latents.device)
+            batch = self._finish(batch, own)
             clips = self._groups[slot] = TurningClips(batch, batch.latents, own, torch.zeros_like(own), age)
         self._at += 1
         clips.rounds += 1
