@@ -205,7 +205,7 @@ class _Passes:
             written = [chunks.fresh[i]] if self.clean or (committing and chunks.kept[i]) else []
             history = np.concatenate([session.bank.slots, *written])
             before, after = chunks.seen(i)
-            seen = (before, after) if self.clean else (after,)
+            seen = (*(before,) * self.clean, after)
             planned.append(Row(history, self.clean, tuple(chunks.scratch[i]), not chunks.kept[i], seen))
             committed = [old] if self.clean and old is not None else []
             self.old += committed

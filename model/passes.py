@@ -31,7 +31,7 @@ class Row(NamedTuple):
         commit: How many of the last ones this pass commits.
         noisy: Pages of the frames being denoised, a chunk for each branch of guidance.
         forgets: Whether the frames being denoised do not see those that are committed: they will be forgotten.
-        seen: Places in the history that each chunk to commit sees, and then those that the frames being denoised see;
+        seen: Places in the history that each frame to commit sees, and then those that the frames being denoised see;
             None: the window, and what is retrieved. Empty: that for all.
     """
 
@@ -183,7 +183,7 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
             own += [branch] * chunk
         chosen: list[Seen] = [None] * len(starts)
         if row.seen:
-            chosen = [*row.seen[: row.commit], *row.seen[row.commit :] * len(row.noisy)]
+            chosen = [*row.seen[: row.commit], *row.seen[row.commit :] * (len(row.noisy) * chunk)]
         for start, mine, seen in zip(starts, own, chosen, strict=True):
             if seen is not None:
                 entries.append(np.concatenate([row.history[seen], mine]))

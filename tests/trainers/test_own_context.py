@@ -93,12 +93,7 @@ def test_training_for_new_views_needs_their_distances(runs):
 
 
 def test_frames_see_and_are_told_what_they_would_in_sessions(runs):
-    settings = {
-        "model.keyframe_blocks": 1.0,
-        "model.keyframe_degrees": 10.0,
-        "model.fusion": "union",
-        "data.edits": 1.0,
-    }
+    settings = {"model.keyframe_blocks": 1.0, "model.keyframe_degrees": 10.0, "model.fusion": "union"}
     told = {"model.nearest_views": 2, "model.voxel_planes": 3, "model.voxel_hands": True, "model.voxel_changes": True}
     task = task_of(runs, **settings, **told, **{"objective.self_context": 0.5, "data.told": 1.0, "data.edits": 1.0})
     task.open({})
