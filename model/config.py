@@ -54,6 +54,7 @@ class ModelConfig:
             videos whose poses are not in blocks.
         voxel_hands: Whether the model can be told which cell a hand breaks or fills (`voxel_rays.views`).
         voxel_changes: Whether it is told of those cells in all later frames, too (`changes.told_changes`).
+        hole_emphasis: How much louder it is told of emptied cells in sessions than in training: holes come out pale.
         action_dim: Entries of an action; those of a latent's frames are concatenated.
         text_tokens: Length of the fixed text context that cross-attention sees, 0 for no text (and no such layers).
         text_width: Channels of that context.
@@ -95,6 +96,7 @@ class ModelConfig:
     voxel_planes: int = 0
     voxel_hands: bool = False
     voxel_changes: bool = False
+    hole_emphasis: float = 1.0
     action_dim: int = 25
     text_tokens: int = 0
     text_width: int = 4096
@@ -135,6 +137,8 @@ class ModelConfig:
             )
         if self.voxel_hands and not self.voxel_planes:
             raise ValueError("model.voxel_hands is True: it needs voxel_planes above 0")
+        if self.hole_emphasis <= 0.0:
+            raise ValueError(f"model.hole_emphasis is {self.hole_emphasis}: expected more than 0")
         if self.voxel_changes and not self.voxel_hands:
             raise ValueError("model.voxel_changes is True: it needs voxel_hands")
         for name in ("width", "depth", "heads", "chunk", "top_k", "steps", "patch", "blocks_per_frame"):

@@ -63,11 +63,16 @@ def _view_known(bank: MemoryBank, pose: NDArray[np.float64], config: ModelConfig
 
 def beside(views: NDArray[np.float64], pose: NDArray[np.float64], config: ModelConfig) -> NDArray[np.bool_]:
     """Which of some views [n, 5] lie within the keyframes' distances of a pose [5]: bool [n]."""
+    return within(views, pose, config.keyframe_blocks, config.keyframe_degrees)
+
+
+def within(views: NDArray[np.float64], pose: NDArray[np.float64], blocks: float, degrees: float) -> NDArray[np.bool_]:
+    """Which of some views [n, 5] lie within so many blocks and degrees of a pose [5]: bool [n]."""
     offsets = views - pose
     away = offsets[:, :3]
-    near: NDArray[np.bool_] = np.einsum("nc,nc->n", away, away) <= config.keyframe_blocks**2
+    near: NDArray[np.bool_] = np.einsum("nc,nc->n", away, away) <= blocks**2
     turned = np.abs(wrap_degrees(offsets[near, 3:]))
-    near[near] = (turned <= config.keyframe_degrees).all(1)
+    near[near] = (turned <= degrees).all(1)
     return near
 
 

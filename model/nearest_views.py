@@ -1,4 +1,4 @@
-"""Which remembered frames a frame sees where a seen view lies beside it (`nearest_views`): the nearest ones.
+"""Which remembered frames a frame sees where a seen view lies near it (`nearest_views`): the nearest ones.
 
 Retrieval by content (`attention.retrieve`) has every block of the past compete with every other. Where a player has
 walked for minutes, hundreds of frames show about the same, and the few that show a place best are drowned: asked for
@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from .changes import Remembered, changes_near, hands_used, made_changes
 from .config import ModelConfig
-from .keyframes import beside
+from .keyframes import beside, within
 
 if TYPE_CHECKING:
     from .session import Pending
 
 BY_PLACE = ("memory", "every")  # modes in which `nearest_views` counts
+NEAR_BLOCKS, NEAR_DEGREES = 2.0, 20.0  # of a seen view, within which a frame goes by place
 _BLOCKS, _DEGREES = 2.0, 17.0  # as far apart as that, two views count as 1 apart
 _NOWHERE = np.zeros(0, np.int64)
 _ALIKE = 0.15  # apart; nearer ones show the same
@@ -107,23 +108,23 @@ def seen_from(views: Remembered, pose: NDArray[np.float64], config: ModelConfig)
         config: `nearest_views`, the keyframes' distances and `voxel_changes`.
 
     Returns:
-        Places int64 [m], ascending; None: the window, and what is retrieved by content.
+        Places int64 [m], ascending; None, where no seen view lies near: the window, and what is retrieved by content.
     """
-    close = beside(views.poses, pose, config)
     seen = ~views.generated
-    if not (close & seen).any():
+    near = within(views.poses, pose, NEAR_BLOCKS, NEAR_DEGREES)
+    if not (near & seen).any():
         return None
     changed = np.flatnonzero(changes_near(views.poses, views.hands, pose)) if views.hands.any() else _NOWHERE
     since = int(changed[-1]) if len(changed) else 0
-    if (close & seen)[since:].any():
-        late = np.flatnonzero(seen[since:]) + since
-        return late[nearest(views.poses[late], pose, config.nearest_views)]
-    if not config.voxel_changes or np.isnan(views.changes[changed, 0]).any():
+    fresh = bool((near & seen)[since:].any())
+    if not fresh and (not config.voxel_changes or np.isnan(views.changes[changed, 0]).any()):
         return None  # all that was seen is out of date
-    chosen = np.flatnonzero(seen)
-    chosen = chosen[nearest(views.poses[chosen], pose, config.nearest_views)]
-    dreamed = np.flatnonzero((close & ~seen)[since:]) + since
-    if len(dreamed):  # shows what the change looks like
+    first = since if fresh else 0
+    places = np.flatnonzero(seen[first:]) + first
+    chosen = places[nearest(views.poses[places], pose, config.nearest_views)]
+    if not fresh:  # a dreamed view shows what the change looks like
+        close = beside(views.poses[since:], pose, config) & ~seen[since:]
+        dreamed = np.flatnonzero(close) + since
         chosen = np.append(chosen, dreamed[nearest(views.poses[dreamed], pose, 1)])
     return np.sort(chosen)
 

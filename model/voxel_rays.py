@@ -221,7 +221,7 @@ class VoxelRays(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.planes = config.voxel_planes
+        self.planes, self.emphasis = config.voxel_planes, config.hole_emphasis
         self.crossings = crossings  # compiled for training
         self.width = math.radians(config.vertical_fov) / config.grid[0]
         self.register_buffer("rays", token_rays(config)[:, 0], persistent=False)
@@ -267,4 +267,8 @@ class VoxelRays(nn.Module):
         with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
             features, lines = self.features(view, actions)
         embedded = self.embed(features)
-        return embedded if self.outline is None else embedded + self.outline(lines)
+        if self.outline is None:
+            return embedded
+        if not self.training and self.emphasis != 1.0:
+            lines = torch.where(lines < 0.0, self.emphasis * lines, lines)
+        return embedded + self.outline(lines)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from decmem_env.model.changes import told_on_walk
 from decmem_env.model.config import tiny, wan_debug
-from decmem_env.model.nearest_views import Views, apart, nearest, seen_on_walk
+from decmem_env.model.nearest_views import Views, apart, nearest, seen_from, seen_on_walk
 from decmem_env.model.voxel_rays import views as voxel_views
 
 from decmem_env.conventions.actions import Action
@@ -93,6 +93,25 @@ def test_beside_a_seen_view_only_the_nearest_ones_count():
         assert (frame != before).any() and np.abs(frame.astype(int) - wanted.astype(int)).max() <= 1
 
 
+def test_a_seen_view_serves_within_two_blocks_and_twenty_degrees():
+    config = tiny().with_overrides(fusion="union", nearest_views=2, **DISTANCES)
+    poses = np.zeros((6, 5))
+    poses[:, 0] = [0.0, 0.5, 1.0, 30.0, 30.5, 31.0]
+    views = Views(poses, *np.zeros((2, 6), bool), np.full((6, 4), np.nan))
+    for offset, seen in (
+        ((-1.9, 0, 0, 0, 0), [0, 1]),
+        ((-2.1, 0, 0, 0, 0), None),
+        ((0, 0, 0, 19.0, 0), [0, 1]),
+        ((0, 0, 0, 21.0, 0), None),
+        ((32.0, 0, 0, -19.0, 341.0), [4, 5]),
+        ((0, 0, 0, 0, 180.0), None),
+    ):
+        found = seen_from(views, np.array(offset), config)
+        assert (found if found is None else found.tolist()) == seen
+    dreamed = views._replace(generated=np.arange(6) < 3)
+    assert seen_from(dreamed, poses[0], config) is None
+
+
 def test_dreamed_and_outdated_views_do_not_serve():
     model = build(fusion="union", nearest_views=FEW, **DISTANCES)
     walk, far = make_walk(CONTEXT), [40.0, 0.0, 0.0, 0.0, 0.0]
@@ -152,6 +171,7 @@ def test_streaming_equals_one_pass(noises, monkeypatch):
     model = build(fusion="union", nearest_views=2, window=4, **DISTANCES, **TOLD_CHANGES)
     torch.nn.init.normal_(model.transformer.voxel_rays.outline.weight, std=0.1)
     walk = make_walk(CONTEXT + STEPS)
+    walk.poses[CONTEXT, 0] += 40.0
     walk.poses[CONTEXT + 1 :] = walk.poses[[CONTEXT - 1, 3, 7, CONTEXT - 1, 3]] + [0.2, 0.0, 0.1, 1.0, 2.0]
     walk.actions[CONTEXT + 1, Action.ATTACK] = 1.0
     cells = np.full((CONTEXT + STEPS, 3), np.nan)

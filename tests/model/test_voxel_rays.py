@@ -227,6 +227,22 @@ def test_told_cells_reach_the_model_only_where_it_can_be_told():
     assert relative(later, deaf(plain, 0.0 * actions)) > 0.01
 
 
+@torch.no_grad()
+def test_holes_are_emphasised_in_sessions_alone():
+    _, poses, cells = met(8, True)
+    plain = VoxelRays(CONFIG.with_overrides(voxel_hands=True)).eval()
+    strong = VoxelRays(CONFIG.with_overrides(voxel_hands=True, hole_emphasis=3.0)).eval()
+    torch.nn.init.normal_(plain.outline.weight)
+    strong.load_state_dict(plain.state_dict())
+    still = torch.zeros(1, len(poses), 25)
+    hole, block = (seen_with(poses, cells, kind)[None] for kind in (-2.0, 1.0))
+    torch.testing.assert_close(strong(hole, still), 3.0 * plain(hole, still))
+    torch.testing.assert_close(strong(block, still), plain(block, still))
+    torch.testing.assert_close(strong.train()(hole, still), plain(hole, still))
+    with pytest.raises(ValueError, match="hole_emphasis"):
+        tiny().with_overrides(hole_emphasis=0.0)
+
+
 def test_a_step_hears_of_cells():
     walk = make_walk(CONTEXT + 2)
     walk.actions[CONTEXT, Action.PLACE] = 1.0
