@@ -25,6 +25,7 @@ Record = dict[str, Any]
 FIELDS = ("name", "value", "unit", "bar", "met", "hardware", "date", "commit", "command")
 
 
+@functools.lru_cache(maxsize=1)
 def cpu_name() -> str:
     """Name of the CPU as the system gives it."""
     try:
@@ -36,7 +37,6 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine() or "unknown CPU"
 
 
-@functools.lru_cache(maxsize=8)
 def hardware(device: str = "cpu") -> str:
     """One line that names the machine a figure was measured on."""
     import torch

@@ -17,6 +17,11 @@ from .stopping import Stop
 _POLL = 0.5  # seconds
 
 
+def threads_each(jobs: int) -> int:
+    """Threads of each of so many processes on this machine."""
+    return max(1, (os.cpu_count() or jobs) // jobs)
+
+
 def run_shares(jobs: int, tell: Callable[[], None], stop: Stop) -> None:
     """Run this process's command `jobs` times, each with a share of the batches, and wait for all of them.
 
@@ -28,8 +33,7 @@ def run_shares(jobs: int, tell: Callable[[], None], stop: Stop) -> None:
     Raises:
         CommandError: A process failed; the others are stopped.
     """
-    threads = max(1, (os.cpu_count() or jobs) // jobs)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_each(jobs))}
     running: dict[subprocess.Popen[bytes], IO[bytes]] = {}
     try:
         for number in range(jobs):

@@ -20,7 +20,7 @@ from .common import (
     say,
     seed_range,
 )
-from .jobs import share
+from .jobs import share, threads_each
 from .parts import Conclusion, LongTest, in_parts
 
 KINDS = ("turn_away", "aba", "abca", "look360", "loop")
@@ -115,6 +115,8 @@ def run(options: argparse.Namespace) -> int:
     model = load_model(options.checkpoint, device, budget)
     forgetful = load_model(options.window_checkpoint, device, budget) if options.window_checkpoint else None
 
+    import torch
+
     from ..revisit import standard_contenders
     from ..rollout import frame_size
     from ..worlds import Renderer
@@ -134,7 +136,8 @@ def run(options: argparse.Namespace) -> int:
         else:
             test = _revisits(options, seeds, kinds, renderer, rows, device, bar)
     sessions = options.batch or _sessions(device)
-    if options.jobs > 1:  # small batches, so that all have something to do
+    if options.jobs > 1:  # small batches, so that all have something to do; the figures' hardware is theirs
+        torch.set_num_threads(threads_each(options.jobs))
         sessions = min(sessions, options.seeds * max(1, len(test.measure.walks) // (2 * options.jobs)))
     facts = _facts(options, seeds, rows, device)
     code = in_parts(test, options.json, facts, sessions, device, options.jobs, options.share)
