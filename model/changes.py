@@ -51,19 +51,16 @@ def hands_used(actions: NDArray[np.float32]) -> NDArray[np.bool_]:
     return np.asarray(_pressed(actions)[..., HANDS].any((1, 2)))
 
 
-def changes_near(poses: NDArray[np.float64], hands: NDArray[np.bool_], pose: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of some frames, poses [n, 5] and hands at work [n], change what a pose [5] may see: bool [n]."""
-    away = poses[:, :3] - pose[:3]
-    return np.asarray(hands & ((away * away).sum(1) <= CHANGED_WITHIN**2))
+def changes_near(views: Remembered, pose: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Places of the views that show a hand's work which a pose [5] may see, ascending int64 [m]."""
+    hands = np.flatnonzero(views.hands)
+    away = views.poses[hands, :3] - pose[:3]
+    return hands[(away * away).sum(1) <= CHANGED_WITHIN**2]
 
 
-def since_change(views: Remembered, pose: NDArray[np.float64]) -> int:
-    """Place of the first view since the last change near a pose, the one that shows it first; 0 without changes."""
-    if views.hands.any():
-        changes = np.flatnonzero(changes_near(views.poses, views.hands, pose))
-        if len(changes):
-            return int(changes[-1])
-    return 0
+def since(changes: NDArray[np.int64]) -> int:
+    """Place of the first view since the last of some changes, the one that shows it first; 0 without changes."""
+    return int(changes[-1]) if len(changes) else 0
 
 
 def made_changes(
@@ -116,20 +113,21 @@ def told_changes(changes: NDArray[np.float64], pose: NDArray[np.float64]) -> NDA
 
 
 def told_on_walk(
-    made: NDArray[np.float64],
-    poses: NDArray[np.float64],
-    before: NDArray[np.float64] | None = None,
+    made: NDArray[np.float64], poses: NDArray[np.float64], later: bool, before: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """The changes that each frame of a walk is told of: those before it, and its own.
+    """The changes that each frame of a walk is told of.
 
     Args:
         made: float64 [T, 4], by frame.
         poses: float64 [T, 5].
+        later: Whether frames are told of those before them, too (`voxel_changes`), or of their own alone.
         before: float64 [n, 4], changes before the walk; None: none.
 
     Returns:
-        float64 [T, TOLD, 4].
+        float64 [T, TOLD, 4], or [T, 1, 4] of their own alone.
     """
+    if not later:
+        return made[:, None]
     every = made if before is None or not len(before) else np.concatenate([before, made])
     if np.isnan(every[:, 0]).all():
         return np.full((len(poses), TOLD, 4), np.nan)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..conventions.poses import wrap_degrees
-from .changes import hands_used, since_change
+from .changes import changes_near, hands_used, since
 from .config import ModelConfig
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def covered(bank: MemoryBank, frames: Pending, config: ModelConfig) -> bool:
 
 
 def _view_known(bank: MemoryBank, pose: NDArray[np.float64], config: ModelConfig) -> bool:
-    return bool(beside(bank.poses, pose, config)[since_change(bank, pose) :].any())
+    return bool(beside(bank.poses, pose, config)[since(changes_near(bank, pose)) :].any())
 
 
 def beside(views: NDArray[np.float64], pose: NDArray[np.float64], config: ModelConfig) -> NDArray[np.bool_]:

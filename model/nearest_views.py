@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .changes import Remembered, changes_near, hands_used, made_changes
+from .changes import Remembered, changes_near, hands_used, made_changes, since
 from .config import ModelConfig
 from .keyframes import beside, within
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 BY_PLACE = ("memory", "every")  # modes in which `nearest_views` counts
 NEAR_BLOCKS, NEAR_DEGREES = 2.0, 20.0  # of a seen view, within which a frame goes by place
 _BLOCKS, _DEGREES = 2.0, 17.0  # as far apart as that, two views count as 1 apart
-_NOWHERE = np.zeros(0, np.int64)
 _ALIKE = 0.15  # apart; nearer ones show the same
 
 
@@ -114,17 +113,17 @@ def seen_from(views: Remembered, pose: NDArray[np.float64], config: ModelConfig)
     near = within(views.poses, pose, NEAR_BLOCKS, NEAR_DEGREES)
     if not (near & seen).any():
         return None
-    changed = np.flatnonzero(changes_near(views.poses, views.hands, pose)) if views.hands.any() else _NOWHERE
-    since = int(changed[-1]) if len(changed) else 0
-    fresh = bool((near & seen)[since:].any())
+    changed = changes_near(views, pose)
+    late = since(changed)
+    fresh = bool((near & seen)[late:].any())
     if not fresh and (not config.voxel_changes or np.isnan(views.changes[changed, 0]).any()):
         return None  # all that was seen is out of date
-    first = since if fresh else 0
+    first = late if fresh else 0
     places = np.flatnonzero(seen[first:]) + first
     chosen = places[nearest(views.poses[places], pose, config.nearest_views)]
     if not fresh:  # a dreamed view shows what the change looks like
-        close = beside(views.poses[since:], pose, config) & ~seen[since:]
-        dreamed = np.flatnonzero(close) + since
+        close = beside(views.poses[late:], pose, config) & ~seen[late:]
+        dreamed = np.flatnonzero(close) + late
         chosen = np.append(chosen, dreamed[nearest(views.poses[dreamed], pose, 1)])
     return np.sort(chosen)
 

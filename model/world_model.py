@@ -245,7 +245,7 @@ class WorldModel:
         began = time.perf_counter()
         sessions = list(sessions)
         actions, poses = self._check(sessions, actions, poses)
-        told = self._told(cells, poses)
+        told = self._checked_cells(cells, poses)
         groups: dict[tuple[Settings, bool], list[int]] = defaultdict(list)
         for i, session in enumerate(sessions):
             groups[session.settings, session.pending is None].append(i)
@@ -298,7 +298,7 @@ class WorldModel:
         """Video frames of a session's next step: 16 with Wan's autoencoder and chunks of 4, 13 at the very start."""
         return video_frames(self.config.chunk, self.config.frames_per_latent, session.next_frame == 0)
 
-    def _told(self, cells: ArrayLike | None, poses: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _checked_cells(self, cells: ArrayLike | None, poses: NDArray[np.float64]) -> NDArray[np.float64]:
         """Cells [n, c, 3] for the latent frames of `poses` [n, c, 5]."""
         nowhere = np.full((*poses.shape[:2], 3), np.nan)
         if cells is None or not self.config.voxel_hands:
@@ -355,12 +355,10 @@ class WorldModel:
         if not self.config.voxel_hands:
             return np.full((len(poses), 0, 4), np.nan)
         made = made_changes(actions, poses, cells)
-        if not self.config.voxel_changes:
-            return made[:, None]
         before, waiting = [session.bank.changes[session.bank.hands]], session.pending
         if waiting is not None:
             before.append(made_changes(waiting.actions, waiting.poses, waiting.cells))
-        return told_on_walk(made, poses, np.concatenate(before))
+        return told_on_walk(made, poses, self.config.voxel_changes, np.concatenate(before))
 
     def commit(
         self, session: Session, frames: tuple[Pending, Pending], progress: Callable[[int], None] | None = None

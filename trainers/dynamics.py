@@ -139,14 +139,14 @@ class DynamicsTask:
 
     def _as_in_sessions(self, batch: ClipBatch, own: Tensor | None = None) -> ClipBatch:
         """A batch whose frames see, and are told, what a session's would, where those of `own` are the model's."""
-        config, actions = self.model_config, batch.actions.cpu().numpy()
+        config = self.model_config
+        if not config.voxel_hands and not config.nearest_views:
+            return batch
+        actions = batch.actions.cpu().numpy()
         dreamed = np.zeros(batch.poses.shape[:2], np.bool_) if own is None else own.cpu().numpy()
         walks = [Views.of(*row) for row in zip(batch.poses, actions, dreamed, batch.cells, strict=True)]
-        if config.voxel_changes:
-            told = np.stack([told_on_walk(walk.changes, walk.poses) for walk in walks])
-        else:
-            told = np.stack([walk.changes[:, None] for walk in walks])
         if config.voxel_hands:
+            told = np.stack([told_on_walk(walk.changes, walk.poses, config.voxel_changes) for walk in walks])
             batch = replace(batch, view=torch.from_numpy(views(batch.poses, batch.cells, told)).to(batch.view))
         if not config.nearest_views:
             return batch

@@ -110,9 +110,10 @@ def in_parts(
 
                 def tell() -> None:
                     nonlocal parts, before
-                    parts = sidecar.read()
-                    bar.add(len(scored(parts)) - before)
-                    before = len(scored(parts))
+                    if len(sidecar) > len(parts):
+                        parts = sidecar.read()
+                        bar.add(len(scored(parts)) - before)
+                        before = len(scored(parts))
 
                 run_shares(jobs, tell, stop)
             left = [walk for index, walk in enumerate(walks) if index not in scored(parts)]

@@ -141,8 +141,6 @@ def run(options: argparse.Namespace) -> int:
         sessions = min(sessions, options.seeds * max(1, len(test.measure.walks) // (2 * options.jobs)))
     facts = _facts(options, seeds, rows, device)
     code = in_parts(test, options.json, facts, sessions, device, options.jobs, options.share)
-    if options.share is not None:
-        return code
     say(f"{time.monotonic() - begun:.0f} s in all")
     return code
 

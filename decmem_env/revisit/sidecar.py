@@ -59,6 +59,10 @@ class Sidecar:
                 raise ValueError(f"{self.folder} belongs to another run ({difference}): {mend}")
         return parts
 
+    def __len__(self) -> int:
+        """Parts on disk, unread."""
+        return sum(1 for _ in self.folder.glob("*.npz"))
+
     def add(self, part: Part) -> None:
         """Keep one more."""
         facts = self.folder / _FACTS

@@ -193,7 +193,7 @@ def test_streaming_equals_one_pass(noises, monkeypatch):
     wanted = seen_on_walk(views, model.config)
     for found, given in zip(by_place, wanted[CONTEXT:], strict=True):
         np.testing.assert_array_equal(found, given)
-    told = told_on_walk(views.changes, walk.poses)
+    told = told_on_walk(views.changes, walk.poses, later=True)
     assert not np.isnan(told[CONTEXT + 2 :, 0]).all()
     view = torch.from_numpy(voxel_views(walk.poses, cells, told))[None]
     ones = torch.ones(1, CONTEXT + STEPS)
