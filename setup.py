@@ -20,7 +20,7 @@ setup(
         "decmem_env": ["py.typed"],
         "decmem_env.worlds": ["*.c", "*.h", "*.npz"],
         "decmem_env.kernels": ["**/*.c", "**/*.h", "*.c", "**/*.cu"],
-        "decmem_env.model": ["weights/*/*"],
+        "decmem_env.model": ["weights/*/*", "*.c"],
         "decmem_env.trainers": ["configs/*.yaml"],
     },
 )

@@ -20,7 +20,7 @@ from . import flow
 from .attention import BlockLists
 from .keyframes import seen_views, shows_new
 from .memory import Slots
-from .nearest_views import BY_PLACE, seen_from, views_of
+from .nearest_views import BY_PLACE, seen_from
 from .passes import Plan, Row, Seen, plan_pass
 from .position import FrameMatrices, Positions
 from .session import Pending, Session
@@ -108,7 +108,7 @@ class Chunks:
         else:
             before = seen_from(views, old.poses[0], config)
             index = np.concatenate([views.frame_index, old.frame_index])
-            after = seen_from(views_of(old).after(views), new.poses[0], config)
+            after = seen_from(old.views.after(views), new.poses[0], config)
         if after is not None:
             session.last_seen = index[after]
         return before, after

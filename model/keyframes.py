@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..conventions.poses import wrap_degrees
-from .changes import changes_near, hands_used, since
+from . import native_views
+from .changes import since_change
 from .config import ModelConfig
 
 if TYPE_CHECKING:
@@ -52,13 +53,21 @@ def covered(bank: MemoryBank, frames: Pending, config: ModelConfig) -> bool:
     Returns:
         True if each of its frames has a remembered view within both distances, made since the last change nearby.
     """
-    if not config.keyframe_blocks or not frames.generated.all() or hands_used(frames.actions).any():
+    if not config.keyframe_blocks or not frames.generated.all() or frames.hands.any():
         return False
     return all(_view_known(bank, pose, config) for pose in frames.poses)
 
 
 def _view_known(bank: MemoryBank, pose: NDArray[np.float64], config: ModelConfig) -> bool:
-    return bool(beside(bank.poses, pose, config)[since(changes_near(bank, pose)) :].any())
+    return any_beside(bank.poses, pose, config, since_change(bank, pose))
+
+
+def any_beside(views: NDArray[np.float64], pose: NDArray[np.float64], config: ModelConfig, first: int = 0) -> bool:
+    """Whether `beside` holds of any of the views from `first` on."""
+    native = native_views.load()
+    if native is not None:
+        return native.any_within(views, pose, config.keyframe_blocks, config.keyframe_degrees, first)
+    return bool(beside(views[first:], pose, config).any())
 
 
 def beside(views: NDArray[np.float64], pose: NDArray[np.float64], config: ModelConfig) -> NDArray[np.bool_]:
@@ -69,8 +78,8 @@ def beside(views: NDArray[np.float64], pose: NDArray[np.float64], config: ModelC
 def within(views: NDArray[np.float64], pose: NDArray[np.float64], blocks: float, degrees: float) -> NDArray[np.bool_]:
     """Which of some views [n, 5] lie within so many blocks and degrees of a pose [5]: bool [n]."""
     offsets = views - pose
-    away = offsets[:, :3]
-    near: NDArray[np.bool_] = np.einsum("nc,nc->n", away, away) <= blocks**2
+    x, y, z = offsets[:, 0], offsets[:, 1], offsets[:, 2]
+    near: NDArray[np.bool_] = x * x + y * y + z * z <= blocks**2
     turned = np.abs(wrap_degrees(offsets[near, 3:]))
     near[near] = (turned <= degrees).all(1)
     return near
@@ -86,8 +95,8 @@ def shows_new(views: NDArray[np.float64], pending: Pending | None, frames: Pendi
         config: `keyframe_blocks` and `keyframe_degrees`.
     """
     for pose in frames.poses:
-        lately = pending is not None and beside(pending.poses, pose, config).any()
-        if not lately and not beside(views, pose, config).any():
+        lately = pending is not None and any_beside(pending.poses, pose, config)
+        if not lately and not any_beside(views, pose, config):
             return True
     return False
 
@@ -113,7 +122,7 @@ def new_views(poses: NDArray[np.float64], config: ModelConfig) -> NDArray[np.boo
     views, count = np.empty_like(poses), 0
     new = np.zeros(len(poses), np.bool_)
     for t, pose in enumerate(poses):
-        new[t] = not beside(views[:count], pose, config).any()
+        new[t] = not any_beside(views[:count], pose, config)
         if new[t]:
             views[count] = pose
             count += 1

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .changes import latest
 from .config import ModelConfig
 from .memory_layout import default_budget, default_host_budget, divide, frame_bytes, page_bytes
 from .page_store import Pages, PageStore, Slots
@@ -248,6 +249,7 @@ class MemoryBank:
         hands: bool [n], frames whose action broke or placed something.
         generated: bool [n], frames that the model made.
         changes: float64 [n, 4], what hands changed in them, NaN where that is not known (`changes.made_changes`).
+        latest: float64 [m, 4], what these come to (`changes.latest`).
         evicted: Frames forgotten because the budget was used up.
     """
 
@@ -259,6 +261,7 @@ class MemoryBank:
         self.hands: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self.generated: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self.changes: NDArray[np.float64] = np.zeros((0, 4))
+        self.latest: NDArray[np.float64] = np.zeros((0, 4))
         self.evicted = 0
         pool.register(self)
 
@@ -295,6 +298,8 @@ class MemoryBank:
         self.hands = np.concatenate([self.hands, hands])
         self.generated = np.concatenate([self.generated, generated])
         self.changes = np.concatenate([self.changes, known])
+        if known.size and (known[:, 0] == known[:, 0]).any():  # not NaN
+            self.latest = latest(np.concatenate([self.latest, known]))
         self.pool.settle(slots)
 
     def fork(self) -> MemoryBank:
@@ -325,6 +330,7 @@ class MemoryBank:
         self.hands = np.delete(self.hands, found)
         self.generated = np.delete(self.generated, found)
         self.changes = np.delete(self.changes, found, 0)
+        self.latest = latest(self.changes)
         self.evicted += 1
         self.pool.release(np.array([slot], np.int64))
 
@@ -337,4 +343,4 @@ class MemoryBank:
                 self.slots = self.slots[:0]
                 self.frame_index, self.poses = self.frame_index[:0], self.poses[:0]
                 self.hands, self.generated = self.hands[:0], self.generated[:0]
-                self.changes = self.changes[:0]
+                self.changes, self.latest = self.changes[:0], self.latest[:0]

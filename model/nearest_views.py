@@ -13,17 +13,17 @@ seen ones. Everywhere else, window and retrieval by content find what is needed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .changes import Remembered, changes_near, hands_used, made_changes, since
+from . import native_views
+from .changes import CHANGED_WITHIN, Remembered, changes_near, hands_used, made_changes, since
 from .config import ModelConfig
 from .keyframes import beside, within
-
-if TYPE_CHECKING:
-    from .session import Pending
+from .native_views import Distances
 
 BY_PLACE = ("memory", "every")  # modes in which `nearest_views` counts
 NEAR_BLOCKS, NEAR_DEGREES = 2.0, 20.0  # of a seen view, within which a frame goes by place
@@ -58,11 +58,6 @@ class Views(NamedTuple):
     def first(self, count: int) -> Views:
         """The first so many."""
         return Views(self.poses[:count], self.hands[:count], self.generated[:count], self.changes[:count])
-
-
-def views_of(frames: Pending) -> Views:
-    """Frames that are about to be remembered."""
-    return Views.of(frames.poses, frames.actions, frames.generated, frames.cells)
 
 
 def apart(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -109,6 +104,20 @@ def seen_from(views: Remembered, pose: NDArray[np.float64], config: ModelConfig)
     Returns:
         Places int64 [m], ascending; None, where no seen view lies near: the window, and what is retrieved by content.
     """
+    native = native_views.load()
+    if native is not None:
+        distances = _distances(config.keyframe_blocks, config.keyframe_degrees)
+        return native.seen_from(views, pose, config.nearest_views, config.voxel_changes, distances)
+    return seen_from_naive(views, pose, config)
+
+
+@lru_cache(maxsize=8)
+def _distances(blocks: float, degrees: float) -> Distances:
+    return Distances(NEAR_BLOCKS, NEAR_DEGREES, blocks, degrees, CHANGED_WITHIN, _BLOCKS, _DEGREES, _ALIKE)
+
+
+def seen_from_naive(views: Remembered, pose: NDArray[np.float64], config: ModelConfig) -> NDArray[np.int64] | None:
+    """`seen_from` in NumPy."""
     seen = ~views.generated
     near = within(views.poses, pose, NEAR_BLOCKS, NEAR_DEGREES)
     if not (near & seen).any():

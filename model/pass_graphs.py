@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import BlockLists
-from .passes import Plan
+from .passes import LARGE_FRAME, Plan
 from .position import FrameMatrices, Positions
 from .streaming import Streamer
 
 BUCKET = 128  # frames of history
 _MOST = 24  # graphs that are kept; each holds buffers for its inputs
 
-Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+Pass = Callable[[], Tensor | None]
+Recorder = Callable[[Pass], tuple[Callable[[], None], Tensor | None]]
 
 
 class _Graph(NamedTuple):
@@ -32,7 +33,7 @@ class _Graph(NamedTuple):
     buffers: list[Tensor]
     copied: list[Tensor]
     replay: Callable[[], None]
-    result: Tensor
+    result: Tensor | None
 
 
 class PassGraphs:
@@ -65,10 +66,14 @@ class PassGraphs:
         forced: list[BlockLists] | None = None,
         record: list[BlockLists] | None = None,
     ) -> Tensor | None:
-        """As `Streamer.run`. Forced or recorded lists, a watcher, memory on the host or in 8 bits: not by graphs."""
-        streamer = self.streamer
+        """As `Streamer.run`. Forced or recorded lists, a watcher, memory on the host or in 8 bits: not by graphs.
+
+        Nor passes that only commit, where frames are large or their history is a slice of the pool (`plan_pass`).
+        """
+        streamer, large = self.streamer, self.streamer.config.tokens > LARGE_FRAME
         special = forced is not None or record is not None or streamer.watcher is not None
-        if special or plan.working is not None or plan.output == plan.frames:
+        commits = plan.output == plan.frames
+        if special or plan.working is not None or commits and (large or isinstance(plan.history, slice)):
             return streamer.run(plan, latents, actions, keep, generated, view, times, where, forced, record)
         inputs = (self._in_buckets(plan), latents, actions, keep, generated, view, streamer.modulation(times), where)
         key = _kind(inputs)
@@ -87,16 +92,14 @@ class PassGraphs:
             torch._foreach_copy_([graph.buffers[i] for i in fresh], [given[i] for i in fresh])
             graph.copied[:] = given
         graph.replay()
-        return graph.result.clone()
+        return None if graph.result is None else graph.result.clone()
 
     def _recorded(self, inputs: tuple[Any, ...], given: list[Tensor]) -> _Graph:
         buffers = [tensor.clone() for tensor in given]
         plan, latents, actions, keep, generated, view, modulation, where = _filled(inputs, iter(buffers))
 
-        def again() -> Tensor:
-            velocity = self.streamer.compute(plan, latents, actions, keep, generated, view, modulation, where)
-            assert velocity is not None
-            return velocity
+        def again() -> Tensor | None:
+            return self.streamer.compute(plan, latents, actions, keep, generated, view, modulation, where)
 
         return _Graph(buffers, list(given), *self._record(again))
 
@@ -127,7 +130,7 @@ class _CudaRecorder:
         self.device = device
         self.memory = torch.cuda.graph_pool_handle()
 
-    def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    def __call__(self, run: Pass) -> tuple[Callable[[], None], Tensor | None]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device):
             run()  # kernels that these buffers need are compiled and chosen before the recording, which allows neither

@@ -155,7 +155,7 @@ def _lists(
     )
 
 
-def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
+def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int, tables: bool = False) -> Plan:
     """Work out who sees what.
 
     Args:
@@ -165,6 +165,8 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
             over everything; `decay`, the same with what lies before the window weighed down; `off`, no retrieval;
             `window`, retrieval from the window.
         top_k: Blocks to retrieve for each query block and head.
+        tables: Address histories by tables even where one is a slice of the pool: a recorded pass (`pass_graphs`) can
+            be given another table, but no other slice.
     """
     config, device = pool.config, pool.device
     window, chunk = config.window, config.chunk
@@ -218,16 +220,20 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int) -> Plan:
         if output == 0 and output_lists is not None
         else _lists(config, local, distant, limit_BF, first_BF, mode, device)
     )
-    history, table = _history(pool, rows, config.blocks_per_frame) if lists.limit is not None else (None, 0)
+    history: Tensor | slice | None = None
+    table: Tensor | int = 0
+    if lists.limit is not None:
+        history, table = _history(pool, rows, config.blocks_per_frame, tables)
     placed = upload(slots, device)
     return Plan(placed, lists, limit_BF.shape[1], output, output_lists, history, table, top_k, working)
 
 
-def _history(pool: PagePool, rows: list[Row], blocks: int) -> tuple[Tensor | slice, Tensor | int]:
-    """Tables of the rows: a slice of the pool where there is one row without gaps."""
+def _history(pool: PagePool, rows: list[Row], blocks: int, tables: bool) -> tuple[Tensor | slice, Tensor | int]:
+    """Tables of the rows; a slice of the pool where there is one row without gaps and that will do."""
     longest = max(len(row.history) for row in rows)
     slots = rows[0].history
-    if len(rows) == 1 and int(slots[-1]) - int(slots[0]) == len(slots) - 1 and (np.diff(slots) == 1).all():
+    whole = int(slots[-1]) - int(slots[0]) == len(slots) - 1 and (np.diff(slots) == 1).all()
+    if len(rows) == 1 and whole and not tables:
         return slice(int(slots[0]), int(slots[-1]) + 1), int(slots[0]) * blocks
     padded = np.zeros((len(rows), longest), np.int64)
     for b, row in enumerate(rows):

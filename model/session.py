@@ -15,7 +15,10 @@ from torch import Tensor
 from ..conventions.actions import validate_vector
 from ..conventions.poses import validate_poses
 from .attention import BlockLists
+from .changes import hands_used, made_changes
 from .memory import MemoryBank
+from .nearest_views import Views
+from .upload import upload
 from .video_rate import to_latent_rate
 from .video_stream import VideoStream
 
@@ -58,6 +61,8 @@ class Pending:
         cells: float64 [c, 3], the cell that the hand changed, NaN where that is not known.
         told: float64 [c, K, 4], the changes that the model is told of in each frame (`changes.told_changes`), its own
             included; K is 0 without `voxel_hands`, 1 (its own alone) without `voxel_changes`.
+        hands: bool [c], whether a hand is at work (`changes.hands_used`).
+        changes: float64 [c, 4], what it changes (`changes.made_changes`).
     """
 
     latents: Tensor
@@ -67,6 +72,28 @@ class Pending:
     generated: NDArray[np.bool_]
     cells: NDArray[np.float64]
     told: NDArray[np.float64]
+    hands: NDArray[np.bool_]
+    changes: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        latents: Tensor,
+        actions: NDArray[np.float32],
+        poses: NDArray[np.float64],
+        frame_index: NDArray[np.int64],
+        generated: NDArray[np.bool_],
+        cells: NDArray[np.float64],
+        told: NDArray[np.float64],
+    ) -> Pending:
+        """A chunk; what hands do in it follows from the rest."""
+        done = hands_used(actions), made_changes(actions, poses, cells)
+        return cls(latents, actions, poses, frame_index, generated, cells, told, *done)
+
+    @property
+    def views(self) -> Views:
+        """The frames as views that later ones may see."""
+        return Views(self.poses, self.hands, self.generated, self.changes)
 
     def part(self, part: slice) -> Pending:
         """Some of the frames."""
@@ -158,7 +185,7 @@ class Session:
         with self.model.lock:
             before, self.video = self.video, self.video.fork()
             try:
-                parts = [self.video.encode(part.to(self.model.device)) for part in _parts(self.video, pixels)]
+                parts = [self.video.encode(upload(part, self.model.device)) for part in _parts(self.video, pixels)]
                 slow = to_latent_rate(actions, poses, stride, self.next_frame == 0)
                 self.observe_latents(torch.cat(parts), *slow, _in_frames(progress, stride, alone))
             except BaseException:
@@ -198,8 +225,8 @@ class Session:
                 self.origin = poses[0].copy()
             index = np.arange(self.next_frame, self.next_frame + count)
             cells = np.full((count, 3), np.nan)
-            told = self.model.told(self, actions, poses, cells)
-            fresh = Pending(latents, actions, poses, index, np.zeros(count, np.bool_), cells, told)
+            told = self.model.told(self, poses, np.full((count, 4), np.nan))
+            fresh = Pending.of(latents, actions, poses, index, np.zeros(count, np.bool_), cells, told)
             waiting = self.pending is not None
             self.model.commit(self, _split(_joined(self.pending, fresh), cfg.chunk), progress)
             self.next_frame += count
@@ -336,15 +363,9 @@ def derived_seed(seed: int, fork: int, child: int) -> int:
 def _joined(first: Pending | None, second: Pending) -> Pending:
     if first is None:
         return second
-    return Pending(
-        torch.cat([first.latents, second.latents]),
-        np.concatenate([first.actions, second.actions]),
-        np.concatenate([first.poses, second.poses]),
-        np.concatenate([first.frame_index, second.frame_index]),
-        np.concatenate([first.generated, second.generated]),
-        np.concatenate([first.cells, second.cells]),
-        np.concatenate([first.told, second.told]),
-    )
+    names = [entry.name for entry in fields(Pending) if entry.name != "latents"]
+    rest = [np.concatenate([getattr(first, name), getattr(second, name)]) for name in names]
+    return Pending(torch.cat([first.latents, second.latents]), *rest)
 
 
 def _in_frames(progress: Callable[[int], None] | None, stride: int, alone: int) -> Callable[[int], None] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 FORMAT = "decmem-snapshot"
 VERSION = 6
 _TABLE = ("frame_index", "poses", "hands", "generated", "changes")  # of a `MemoryBank`
-_PENDING = tuple(entry.name for entry in fields(Pending) if entry.name != "latents")
+_PENDING = ("actions", "poses", "frame_index", "generated", "cells", "told")  # of a `Pending`; the rest follows
 
 
 class SnapshotError(ValueError):
@@ -150,7 +149,7 @@ class Snapshot:
                 session.origin = arrays["origin"].numpy().copy()
             if "pending_latents" in arrays:
                 rest = (arrays[f"pending_{name}"].numpy().copy() for name in _PENDING)
-                session.pending = Pending(arrays["pending_latents"].to(model.device), *rest)
+                session.pending = Pending.of(arrays["pending_latents"].to(model.device), *rest)
         return session
 
     def save(self, path: str | Path) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from functools import lru_cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+_PARTS, _PART_BYTES = 4, 8 * 2**20
+_ALIGNED = 256  # bytes
 
 
 def upload(values: Tensor | NDArray, device: torch.device) -> Tensor:
@@ -21,4 +27,51 @@ def upload(values: Tensor | NDArray, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    with torch.cuda.device(device):
+        return _ring(torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream).send(tensor, device)
+
+
+class _Ring:
+    """Pinned memory that copies to one stream take turns in.
+
+    It is handed out piece by piece; before a part of it is used again, the copies that left from there have arrived.
+    NumPy fills it: torch would share even small copies among all threads, and to wake 32 of them takes half a
+    millisecond, for 31 copies a step.
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(_PARTS * _PART_BYTES, dtype=torch.uint8, pin_memory=True)
+        self._bytes = self._memory.numpy()
+        self._sent: list[torch.cuda.Event | None] = [None] * _PARTS
+        self._part, self._used = 0, 0
+        self._lock = threading.Lock()
+
+    def send(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """Copy to the device."""
+        size = tensor.numel() * tensor.element_size()
+        if size > _PART_BYTES:
+            return tensor.pin_memory().to(device, non_blocking=True)
+        with self._lock:
+            if self._used + size > _PART_BYTES:
+                self._turn()
+            start = self._part * _PART_BYTES + self._used
+            self._used += -(-size // _ALIGNED) * _ALIGNED
+            self._bytes[start : start + size] = tensor.contiguous().flatten().view(torch.uint8).numpy()
+            staged = self._memory[start : start + size].view(tensor.dtype).view(tensor.shape)
+            return staged.to(device, non_blocking=True)
+
+    def _turn(self) -> None:
+        """Begin the next part."""
+        event = torch.cuda.Event()
+        event.record()
+        self._sent[self._part] = event
+        self._part, self._used = (self._part + 1) % _PARTS, 0
+        before = self._sent[self._part]
+        if before is not None:
+            before.synchronize()
+
+
+@lru_cache(maxsize=64)
+def _ring(device: int, stream: int) -> _Ring:
+    """The ring of a stream: its events tell when copies to that stream are done."""
+    return _Ring()

@@ -19,14 +19,14 @@ from ..conventions.actions import validate_vector
 from ..conventions.poses import normalised_intrinsics, validate_poses
 from . import checkpoint, flow
 from .attention import BlockLists
-from .changes import made_changes, told_on_walk
+from .changes import hands_used, latest, made_changes, told_on_walk
 from .denoising import Chunks, denoise, place
 from .keyframes import keeps
 from .memory import PagePool
 from .memory_layout import CPU_MEMORY
-from .nearest_views import BY_PLACE, seen_from, views_of
+from .nearest_views import BY_PLACE, seen_from
 from .pass_graphs import PassGraphs
-from .passes import MODES, Row, Seen, plan_pass
+from .passes import LARGE_FRAME, MODES, Row, Seen, plan_pass
 from .products import cpu_products
 from .session import Pending, Session, Settings
 from .snapshot import Snapshot
@@ -322,7 +322,7 @@ class WorldModel:
                 for session in sessions:
                     fresh.append(self.pool.allocate(chunk, session.bank.last))
             scratch = self.pool.scratch(len(sessions) * branches * chunk).reshape(len(sessions), branches, chunk)
-            new = [self._placed(*row) for row in zip(sessions, actions, poses, cells, strict=True)]
+            new = self._placed(sessions, actions, poses, cells)
             old = [session.pending for session in sessions]
             latents = denoise(self, Chunks(sessions, old, new, fresh, kept, scratch))
         except BaseException:
@@ -334,7 +334,7 @@ class WorldModel:
         for i, session in enumerate(sessions):
             done, made = old[i], new[i]
             if done is not None and kept[i]:
-                session.bank.append(fresh[i], done.frame_index, *views_of(done))
+                session.bank.append(fresh[i], done.frame_index, *done.views)
             elif fresh:
                 self.pool.release(fresh[i])
             if session.origin is None:
@@ -344,21 +344,41 @@ class WorldModel:
             session.next_frame += chunk
             session.force_lists = None
 
-    def _placed(self, session: Session, actions: NDArray, poses: NDArray, cells: NDArray) -> Pending:
-        index = np.arange(session.next_frame, session.next_frame + self.config.chunk)
-        shape = (self.config.chunk, *self.config.autoencoder.latent_shape)
-        own, told = np.ones(self.config.chunk, np.bool_), self.told(session, actions, poses, cells)
-        return Pending(flow.session_noise(session.generator, shape), actions, poses, index, own, cells, told)
+    def _placed(self, sessions: list[Session], actions: NDArray, poses: NDArray, cells: NDArray) -> list[Pending]:
+        """The chunks to be made, with noise for latents: of actions [n, c, A], poses [n, c, 5] and cells [n, c, 3]."""
+        chunk, shape = self.config.chunk, (self.config.chunk, *self.config.autoencoder.latent_shape)
+        rows = [array.reshape(-1, array.shape[-1]) for array in (actions, poses, cells)]
+        hands, changes = hands_used(rows[0]).reshape(-1, chunk), made_changes(*rows).reshape(-1, chunk, 4)
+        own = np.ones(chunk, np.bool_)
+        return [
+            Pending(
+                flow.session_noise(session.generator, shape),
+                actions[i],
+                poses[i],
+                np.arange(session.next_frame, session.next_frame + chunk),
+                own,
+                cells[i],
+                self.told(session, poses[i], changes[i]),
+                hands[i],
+                changes[i],
+            )
+            for i, session in enumerate(sessions)
+        ]
 
-    def told(self, session: Session, actions: NDArray, poses: NDArray, cells: NDArray) -> NDArray[np.float64]:
-        """The changes that the model is told of in new latent frames of a session, `Pending.told` [c, K, 4]."""
+    def told(self, session: Session, poses: NDArray, changes: NDArray) -> NDArray[np.float64]:
+        """The changes that the model is told of in new latent frames of a session, `Pending.told` [c, K, 4].
+
+        Args:
+            session: Whose.
+            poses: float64 [c, 5].
+            changes: float64 [c, 4], what hands change in these frames (`changes.made_changes`).
+        """
         if not self.config.voxel_hands:
             return np.full((len(poses), 0, 4), np.nan)
-        made = made_changes(actions, poses, cells)
-        before, waiting = [session.bank.changes[session.bank.hands]], session.pending
-        if waiting is not None:
-            before.append(made_changes(waiting.actions, waiting.poses, waiting.cells))
-        return told_on_walk(made, poses, self.config.voxel_changes, np.concatenate(before))
+        before, waiting = session.bank.latest, session.pending
+        if waiting is not None and waiting.hands.any():
+            before = latest(np.concatenate([before, waiting.changes]))
+        return told_on_walk(changes, poses, self.config.voxel_changes, before)
 
     def commit(
         self, session: Session, frames: tuple[Pending, Pending], progress: Callable[[int], None] | None = None
@@ -375,7 +395,7 @@ class WorldModel:
         chunk, total, done = self.config.chunk, len(past.frame_index), 0
         assert session.origin is not None
         forced, session.force_lists = session.force_lists, None
-        blocks = self.config.blocks_per_frame
+        blocks, small = self.config.blocks_per_frame, self.config.tokens <= LARGE_FRAME
         while done < total:
             most = min(PREFILL.get(self.device.type, 16), self.pool.room(), total - done)
             part = slice(done, done + max(chunk, most // chunk * chunk))
@@ -386,13 +406,14 @@ class WorldModel:
                 row = Row(
                     np.concatenate([session.bank.slots, slots]), count, seen=self._seen_when_committed(session, piece)
                 )
-                plan = plan_pass(self.pool, [row], session.settings.memory, session.settings.top_k)
+                settings, tables = session.settings, small and self.graphs is not None
+                plan = plan_pass(self.pool, [row], settings.memory, settings.top_k, tables)
                 lists = None
                 if forced is not None:
                     span = slice(done * blocks, (done + count) * blocks)
                     lists = [BlockLists(*(t[:, :, span].to(self.device) for t in layer)) for layer in forced]
                 placed = place(self, [[piece]], [session.origin])
-                self.streamer.run(
+                (self.graphs or self.streamer).run(
                     plan,
                     piece.latents[None],
                     placed.actions,
@@ -406,7 +427,7 @@ class WorldModel:
             except BaseException:
                 self.pool.release(slots)
                 raise
-            session.bank.append(slots, piece.frame_index, *views_of(piece))
+            session.bank.append(slots, piece.frame_index, *piece.views)
             done += count
             if progress is not None:
                 progress(count)
@@ -416,5 +437,5 @@ class WorldModel:
         """What frames see of a session's memory and of each other as they enter it (`Row.seen`)."""
         if not self.config.nearest_views or session.settings.memory not in BY_PLACE:
             return ()
-        known, before = views_of(frames).after(session.bank), len(session.bank)
+        known, before = frames.views.after(session.bank), len(session.bank)
         return tuple(seen_from(known.first(before + i), pose, self.config) for i, pose in enumerate(frames.poses))

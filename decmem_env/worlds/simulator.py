@@ -116,8 +116,11 @@ class Simulator:
 
     def use_hands(self, breaks: NDArray[np.bool_], places: NDArray[np.bool_]) -> None:
         """Let players, each where it stands, break (first of all) or place: bool [N] each."""
-        self.touched[:] = np.nan
-        for player in np.flatnonzero(breaks | places):
+        self.touched.fill(np.nan)
+        used = breaks | places
+        if not used.any():
+            return
+        for player in np.flatnonzero(used):
             self._use_hand(int(player), bool(breaks[player]))
 
     def _use_hand(self, player: int, breaking: bool) -> None:

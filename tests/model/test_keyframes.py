@@ -193,7 +193,7 @@ def test_the_way_back_is_known():
 def chunk_of(poses):
     own, actions = np.ones(len(poses), np.bool_), np.zeros((len(poses), 25), np.float32)
     cells, told = np.full((len(poses), 3), np.nan), np.full((len(poses), 0, 4), np.nan)
-    return Pending(torch.zeros(len(poses), 1, 1, 1), actions, poses, np.arange(len(poses)), own, cells, told)
+    return Pending.of(torch.zeros(len(poses), 1, 1, 1), actions, poses, np.arange(len(poses)), own, cells, told)
 
 
 def new(known, pending, frames):

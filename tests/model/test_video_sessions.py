@@ -34,7 +34,7 @@ def chunk_of(z, start):
     """A chunk as a generation leaves it; what the transformer makes is not the point here."""
     index = np.arange(start, start + len(z))
     still, nowhere, nothing = np.zeros((len(z), 5)), np.full((len(z), 3), np.nan), np.zeros((len(z), 0, 4))
-    return Pending(z, np.zeros((len(z), 100), np.float32), still, index, np.ones(len(z), bool), nowhere, nothing)
+    return Pending.of(z, np.zeros((len(z), 100), np.float32), still, index, np.ones(len(z), bool), nowhere, nothing)
 
 
 def play(session, z, shown):
