@@ -234,7 +234,7 @@ def _walk(
     world: World, pose: NDArray[np.float64], plan: NDArray[np.float32], landmark: NDArray[np.float64] | None
 ) -> Start:
     simulator = Simulator([world], pose[None])
-    poses = np.stack([np.array(simulator.step(action[None]))[0] for action in plan])
+    poses = simulator.walk(plan[:, None])[:, 0]
     return Start(plan, poses, None, world, simulator, landmark)
 
 

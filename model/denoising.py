@@ -25,7 +25,7 @@ from .passes import Plan, Row, Seen, plan_pass
 from .position import FrameMatrices, Positions
 from .session import Pending, Session
 from .session_lists import given_lists, keep_lists
-from .upload import upload
+from .upload import upload, upload_all
 from .voxel_rays import views
 
 if TYPE_CHECKING:
@@ -61,12 +61,13 @@ def place(model: WorldModel, parts: list[list[Pending]], origins: list[NDArray[n
     actions = np.stack([np.concatenate([p.actions for p in row]) for row in parts])
     cells = np.stack([np.concatenate([p.cells for p in row]) for row in parts])
     told = np.stack([np.concatenate([p.told for p in row]) for row in parts])
-    view = upload(views(poses, cells, told), model.device) if model.config.voxel_planes else None
+    seen = [views(poses, cells, told)] if model.config.voxel_planes else []
     poses[..., :3] -= np.stack(origins)[:, None, :3]
     pair = projective_matrices(poses, model.intrinsics, translation_scale=model.config.translation_scale)
-    projective, inverse = (torch.from_numpy(m.reshape(-1, 4, 4).astype(np.float32)) for m in pair)
-    index = torch.from_numpy(np.concatenate([p.frame_index for row in parts for p in row]))
-    return Placed(model.streamer.where(projective, inverse, index), upload(actions, model.device), view)
+    cameras = [matrices.reshape(-1, 4, 4).astype(np.float32) for matrices in pair]
+    index = np.concatenate([p.frame_index for row in parts for p in row])
+    sent = upload_all([*cameras, index, actions, *seen], model.device)
+    return Placed(model.streamer.where(*sent[:3]), sent[3], sent[4] if seen else None)
 
 
 @dataclass

@@ -47,7 +47,11 @@ def load() -> NativeViews | None:
 
 
 def _at(array: NDArray) -> int:
-    return int(array.__array_interface__["data"][0])  # `.ctypes.data` takes three times as long
+    try:
+        start = ctypes.c_char.from_buffer(array)  # type: ignore[arg-type]  # twice as fast as the other way
+        return ctypes.addressof(start)
+    except (TypeError, ValueError):  # read-only, or empty
+        return int(array.ctypes.data)
 
 
 class NativeViews:

@@ -10,17 +10,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..kernels.block_selection import Runs
 from .attention import BlockLists, block_table
 from .config import ModelConfig
 from .memory import PagePool, Slots
 from .staging import Working, working_set
-from .upload import upload
+from .upload import upload, upload_all
 
 MODES = ("memory", "every", "content", "dense", "decay", "off", "window")
 LARGE_FRAME = 320  # tokens; local attention over larger frames goes by dense kernels or in tiles
 
 
+_MOST_RUNS = 8  # of a history that the CPU reads in place
+
 Seen = NDArray[np.int64] | None  # places in a history
+_History = tuple[Tensor | slice | None, Runs | None, Tensor | int]  # `history`, `runs` and `table` of a `Plan`
+_NONE: _History = (None, None, 0)
 
 
 class Row(NamedTuple):
@@ -73,6 +78,7 @@ class Plan(NamedTuple):
         output: Index of the first frame whose output is wanted (the noisy ones).
         output_lists: For those frames.
         history: Rows of the block tables: a slice of slots, or int64 [B, n]; None without history.
+        runs: Where one row's history is in few parts, its parts of that slice, in blocks; None otherwise.
         table: First pool block of a slice, or int32 [B, n * M].
         top_k: Blocks to retrieve.
         working: Frames to copy, where the pool cannot be read in place (then pages are those of this set); else None.
@@ -84,6 +90,7 @@ class Plan(NamedTuple):
     output: int
     output_lists: Lists | None
     history: Tensor | slice | None
+    runs: Runs | None
     table: Tensor | int
     top_k: int
     working: Working | None
@@ -108,10 +115,8 @@ def local_tiles(config: ModelConfig, device: torch.device) -> tuple[int, int]:
 def _pad(rows: list[list[np.ndarray]], device: torch.device, least: int = 1) -> BlockLists:
     counts = np.array([[len(entry) for entry in row] for row in rows], np.int32)
     lists = np.zeros((*counts.shape, max(least, int(counts.max()))), np.int32)
-    for b, row in enumerate(rows):
-        for f, entry in enumerate(row):
-            lists[b, f, : len(entry)] = entry
-    return BlockLists(upload(lists[:, None], device), upload(counts[:, None], device))
+    lists[np.arange(lists.shape[2]) < counts[..., None]] = np.concatenate([entry for row in rows for entry in row])
+    return BlockLists(*upload_all([lists[:, None], counts[:, None]], device))
 
 
 def _pages(config: ModelConfig, local: list[list[np.ndarray]], device: torch.device) -> Tensor | None:
@@ -220,23 +225,31 @@ def plan_pass(pool: PagePool, rows: list[Row], mode: str, top_k: int, tables: bo
         if output == 0 and output_lists is not None
         else _lists(config, local, distant, limit_BF, first_BF, mode, device)
     )
-    history: Tensor | slice | None = None
-    table: Tensor | int = 0
-    if lists.limit is not None:
-        history, table = _history(pool, rows, config.blocks_per_frame, tables)
+    history = _NONE if lists.limit is None else _history(pool, rows, config.blocks_per_frame, tables)
     placed = upload(slots, device)
-    return Plan(placed, lists, limit_BF.shape[1], output, output_lists, history, table, top_k, working)
+    return Plan(placed, lists, limit_BF.shape[1], output, output_lists, *history, top_k, working)
 
 
-def _history(pool: PagePool, rows: list[Row], blocks: int, tables: bool) -> tuple[Tensor | slice, Tensor | int]:
-    """Tables of the rows; a slice of the pool where there is one row without gaps and that will do."""
+def _history(pool: PagePool, rows: list[Row], blocks: int, tables: bool) -> _History:
+    """Tables of the rows; a slice of the pool where there is one row without gaps and that will do.
+
+    With few gaps, too, if the CPU selects: a full memory is a ring, and to copy its mean keys takes longer than to scan
+    them.
+    """
     longest = max(len(row.history) for row in rows)
     slots = rows[0].history
-    whole = int(slots[-1]) - int(slots[0]) == len(slots) - 1 and (np.diff(slots) == 1).all()
-    if len(rows) == 1 and whole and not tables:
-        return slice(int(slots[0]), int(slots[-1]) + 1), int(slots[0]) * blocks
+    if len(rows) == 1 and not tables:
+        gaps = np.flatnonzero(np.diff(slots) != 1) + 1
+        if not len(gaps):
+            return slice(int(slots[0]), int(slots[-1]) + 1), None, int(slots[0]) * blocks
+        if pool.device.type == "cpu" and len(gaps) < _MOST_RUNS:
+            parts = np.split(slots, gaps)
+            runs = tuple((int(part[0]) * blocks, len(part) * blocks) for part in parts)
+            table = (slots[:, None] * blocks + np.arange(blocks)).reshape(1, -1).astype(np.int32)
+            return slice(0, pool.limit), runs, torch.from_numpy(table)
     padded = np.zeros((len(rows), longest), np.int64)
     for b, row in enumerate(rows):
         padded[b, : len(row.history)] = row.history
     table = (padded[..., None] * blocks + np.arange(blocks)).reshape(len(rows), -1).astype(np.int32)
-    return upload(padded, pool.device), upload(table, pool.device)
+    sent = upload_all([padded, table], pool.device)
+    return sent[0], None, sent[1]

@@ -267,7 +267,9 @@ class Streamer:
                 means = q_means[:, :, start:].flatten(2, 3)
                 keys = pool.pooled(index, plan.history)
                 codes = pool.codes(index, plan.history)
-                found = select_blocks(means, keys, plan.top_k, lists.limit, first=lists.first, codes=codes)
+                found = select_blocks(
+                    means, keys, plan.top_k, lists.limit, first=lists.first, codes=codes, runs=plan.runs
+                )
                 chosen = BlockLists(*found)
         if record is not None:
             record.append(self._wanted(chosen, plan, start))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -24,11 +25,17 @@ def upload(values: Tensor | NDArray, device: torch.device) -> Tensor:
         values: On the host, any type and shape; on the CPU the result may share its memory.
         device: Where to.
     """
-    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
+    return upload_all([values], device)[0]
+
+
+def upload_all(values: Sequence[Tensor | NDArray], device: torch.device) -> list[Tensor]:
+    """`upload` of several at once, in one copy: each by itself costs the host a twentieth of a millisecond."""
+    tensors = [torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in values]
+    if device.type != "cuda" or any(tensor.device.type != "cpu" for tensor in tensors):
+        return [tensor.to(device) for tensor in tensors]
     with torch.cuda.device(device):
-        return _ring(torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream).send(tensor, device)
+        ring = _ring(torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream)
+        return ring.send(tensors, device)
 
 
 class _Ring:
@@ -46,19 +53,23 @@ class _Ring:
         self._part, self._used = 0, 0
         self._lock = threading.Lock()
 
-    def send(self, tensor: Tensor, device: torch.device) -> Tensor:
+    def send(self, tensors: list[Tensor], device: torch.device) -> list[Tensor]:
         """Copy to the device."""
-        size = tensor.numel() * tensor.element_size()
-        if size > _PART_BYTES:
-            return tensor.pin_memory().to(device, non_blocking=True)
+        sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+        ends = np.cumsum([-(-size // _ALIGNED) * _ALIGNED for size in sizes])
+        if ends[-1] > _PART_BYTES:
+            return [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
         with self._lock:
-            if self._used + size > _PART_BYTES:
+            if self._used + ends[-1] > _PART_BYTES:
                 self._turn()
             start = self._part * _PART_BYTES + self._used
-            self._used += -(-size // _ALIGNED) * _ALIGNED
-            self._bytes[start : start + size] = tensor.contiguous().flatten().view(torch.uint8).numpy()
-            staged = self._memory[start : start + size].view(tensor.dtype).view(tensor.shape)
-            return staged.to(device, non_blocking=True)
+            self._used += int(ends[-1])
+            places = [slice(begin, begin + size) for begin, size in zip([0, *ends[:-1].tolist()], sizes, strict=True)]
+            room = self._bytes[start : start + int(ends[-1])]
+            for place, tensor in zip(places, tensors, strict=True):
+                room[place] = tensor.contiguous().flatten().view(torch.uint8).numpy()
+            sent = self._memory[start : start + int(ends[-1])].to(device, non_blocking=True)
+        return [sent[place].view(t.dtype).view(t.shape) for place, t in zip(places, tensors, strict=True)]
 
     def _turn(self) -> None:
         """Begin the next part."""

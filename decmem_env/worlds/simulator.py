@@ -86,6 +86,23 @@ class Simulator:
         _tick([self], vectors)
         return self.poses.copy()
 
+    def walk(self, actions: ArrayLike) -> NDArray[np.float64]:
+        """Advance by several ticks.
+
+        Args:
+            actions: float32 [T, N, 25].
+
+        Returns:
+            Poses after each, float64 [T, N, 5].
+
+        Raises:
+            ValueError: Wrong shape or an entry out of range; nobody has moved then.
+        """
+        vectors = validate_vector(actions).astype(np.float64)
+        if vectors.ndim != 3 or vectors.shape[1] != len(self.poses):
+            raise ValueError(f"actions have shape {vectors.shape}: expected [T, {len(self.poses)}, 25]")
+        return np.stack([_tick([self], vector) for vector in vectors])
+
     def teleport(self, player: int, pose: ArrayLike, rise: float = 0.0) -> None:
         """Put a player somewhere, at rest or rising at so many blocks a tick."""
         self.poses[player] = validate_poses(pose, "pose")

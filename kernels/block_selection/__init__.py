@@ -11,12 +11,12 @@ from torch import Tensor
 from ..dispatch import is_plain
 from . import native
 from .naive import pool_blocks, select_blocks_naive
-from .native import Codes
+from .native import Codes, Runs
 
 BACKENDS = ("naive", "native", "triton")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
-__all__ = ["BACKENDS", "Codes", "pool_blocks", "select_blocks"]
+__all__ = ["BACKENDS", "Codes", "Runs", "pool_blocks", "select_blocks"]
 
 
 def _run(
@@ -92,6 +92,7 @@ def select_blocks(
     mask: Tensor | None = None,
     backend: str | None = None,
     codes: Codes | None = None,
+    runs: Runs | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Select the best-scoring allowed key blocks of every query block (maths: ``naive.py``).
 
@@ -105,6 +106,8 @@ def select_blocks(
         backend: "triton" (the default on CUDA), "native" (the default on the CPU where there is a C compiler; no mask)
             or "naive".
         codes: 8-bit copies of ``k_pooled`` (batch 1), which "native" then scans first: faster, with the same result.
+        runs: the keys are these parts of ``k_pooled`` and ``codes``, (first, length) each, one after the other;
+            "native" reads them in place, the others copy them.
 
     Returns:
         lists int32 ``[B, H, NQ, k]``, ascending per head, 0 past the count, and counts int32 ``[B, H, NQ]``. Constants:
@@ -113,11 +116,16 @@ def select_blocks(
     Raises:
         ValueError: shapes, types or devices do not fit.
     """
-    _check(q_pooled, k_pooled, k, limit, first, mask)
+    for start, length in runs or ():
+        if not 0 <= start <= start + length <= k_pooled.shape[2]:
+            raise ValueError(f"select_blocks: run ({start}, {length}) is not among {k_pooled.shape[2]} key blocks")
     if backend is None:
         backend = _choose(q_pooled, mask)
     if backend not in BACKENDS:
         raise ValueError(f"select_blocks: unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    if runs is not None and backend != "native":
+        k_pooled = torch.cat([k_pooled[:, :, start : start + length] for start, length in runs], 2)
+    _check(q_pooled, k_pooled, k, limit, first, mask)
     q_pooled, k_pooled = q_pooled.detach(), k_pooled.detach()
     if backend == "triton":
         run = _run if is_plain(q_pooled, k_pooled) else _select
@@ -127,5 +135,5 @@ def select_blocks(
         if backend == "native":
             if mask is not None or q_pooled.device.type != "cpu":
                 raise ValueError(f"select_blocks: backend 'native' takes no mask and no {q_pooled.device} tensors")
-            return native.select_blocks_native(q_pooled, k_pooled, k, limit, first, codes)
+            return native.select_blocks_native(q_pooled, k_pooled, k, limit, first, codes, runs)
         return select_blocks_naive(q_pooled, k_pooled, k, limit, first, mask)

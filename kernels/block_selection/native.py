@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,9 @@ from ...conventions.native import built, threads
 
 _SOURCE = Path(__file__).with_name("select.c")
 CODE_FACTS = 3  # numbers beside the codes of a block
+
+
+Runs = Sequence[tuple[int, int]]  # (first, length) in key blocks, in the order of the lists' numbers
 
 
 class Codes(NamedTuple):
@@ -45,8 +50,8 @@ def bind(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     library.select_blocks.argtypes = [
-        *[pointer] * 2, *[long] * 3, *[pointer] * 2, long, pointer, integer, pointer, *[integer] * 7, *[pointer] * 2,
-        integer,
+        *[pointer] * 2, *[long] * 3, *[pointer] * 2, long, pointer, integer, pointer, *[integer] * 5, *[pointer] * 2,
+        *[integer] * 2, *[pointer] * 2, integer,
     ]  # fmt: skip
     library.select_blocks.restype = integer
     library.encode.argtypes = [*[pointer] * 4, integer, long, *[integer] * 3]
@@ -73,7 +78,13 @@ def encode(pooled: Tensor, codes: Tensor, facts: Tensor, pages: Tensor) -> None:
 
 
 def select_blocks_native(
-    q_pooled: Tensor, k_pooled: Tensor, k: int, limit: Tensor, first: Tensor | None, codes: Codes | None = None
+    q_pooled: Tensor,
+    k_pooled: Tensor,
+    k: int,
+    limit: Tensor,
+    first: Tensor | None,
+    codes: Codes | None = None,
+    runs: Runs | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Select as :func:`.naive.select_blocks_naive` does; ties go to the lowest index, NaN and -inf are not chosen.
 
@@ -84,6 +95,7 @@ def select_blocks_native(
         limit: int32 ``[B or 1, NQ]``, one past the last allowed key block.
         first: int32 ``[B or 1, NQ]`` or None, first allowed key block.
         codes: copies of ``k_pooled``, whose batch is 1 then, or None.
+        runs: where in ``k_pooled`` and ``codes`` the keys lie, or None: all, in order.
 
     Returns:
         lists int32 ``[B, H, NQ, k]``, ascending, 0 past the count; counts int32 ``[B, H, NQ]``.
@@ -98,7 +110,8 @@ def select_blocks_native(
     batch, heads, num_queries, dim = q_pooled.shape
     lists = torch.zeros((batch, heads, num_queries, k), dtype=torch.int32)
     counts = torch.zeros((batch, heads, num_queries), dtype=torch.int32)
-    num_keys = k_pooled.shape[2]
+    runs = ((0, k_pooled.shape[2]),) if runs is None else runs
+    num_keys = sum(length for _, length in runs)
     if lists.numel() == 0 or num_keys == 0:
         return lists, counts
     q, keys, limit = q_pooled.float().contiguous(), k_pooled.float(), limit.contiguous()
@@ -108,12 +121,14 @@ def select_blocks_native(
     copies: tuple[int | None, ...] = (None, None, 0)
     if codes is not None and dim % 8 == 0:
         copies = codes.codes.data_ptr(), codes.facts.data_ptr(), codes.codes.stride(0) // dim
+    starts = [0, *itertools.accumulate(length for _, length in runs)]
+    run_from, run_row = (ctypes.c_int32 * len(starts))(*starts), (ctypes.c_int64 * len(runs))(*(row for row, _ in runs))
     failed = library.select_blocks(
         q.data_ptr(), keys.data_ptr(), keys.stride(0) if keys.shape[0] > 1 else 0, keys.stride(1), keys.stride(2),
         *copies,
         limit.data_ptr(), num_queries if limit.shape[0] > 1 else 0,
         0 if first is None else first.data_ptr(), num_queries if first is not None and first.shape[0] > 1 else 0,
-        batch, heads, num_queries, num_keys, dim, k,
+        batch, heads, num_queries, len(runs), run_from, run_row, dim, k,
         lists.data_ptr(), counts.data_ptr(), threads(torch.get_num_threads()),
     )  # fmt: skip
     if failed:

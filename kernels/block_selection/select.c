@@ -503,12 +503,14 @@ static void scan(const float *turned, const float *keys, int64_t stride, int dim
 /* q fp32 [batch, heads, num_queries, dim]; keys fp32 with strides (in numbers) of batch, head and block; codes and facts
 of them [heads, ...], shared by the batch, with a stride (in blocks) of the head, or null; limit and
 first (may be null) int32 [1 or batch, num_queries] with strides limit_batch, first_batch; lists int32 [batch, heads,
-num_queries, k], zeroed; counts int32 [batch, heads, num_queries]. Returns 0, or 1 if memory is short. */
+num_queries, k], zeroed; counts int32 [batch, heads, num_queries]. Keys lie in so many runs: those from run_from[r] to
+run_from[r + 1] - 1 in a row, the first of them at run_row[r] (in blocks). Returns 0, or 1 if memory is short. */
 int select_blocks(const float *q, const float *keys, int64_t key_batch, int64_t key_head, int64_t key_block,
                   const uint8_t *codes, const Facts *facts, int64_t code_head, const int32_t *limit, int limit_batch,
                   const int32_t *first, int first_batch, int batch, int heads,
-                  int num_queries, int num_keys, int dim, int k, int32_t *lists, int32_t *counts, int threads) {
-  int end = 0;
+                  int num_queries, int runs, const int32_t *run_from, const int64_t *run_row, int dim, int k,
+                  int32_t *lists, int32_t *counts, int threads) {
+  int end = 0, num_keys = run_from[runs];
   for (int i = 0; i < (limit_batch ? batch : 1) * num_queries; i++)
     if (limit[i] > end) end = limit[i];
   if (end > num_keys) end = num_keys;
@@ -570,17 +572,25 @@ int select_blocks(const float *q, const float *keys, int64_t key_batch, int64_t 
         int start = begin + segment * length, stop = cut && start + length < end ? start + length : end;
         const float *plane_keys = keys + b * key_batch + h * key_head;
         const int32_t *to = limit + (int64_t)b * limit_batch, *from = first ? first + (int64_t)b * first_batch : NULL;
-        for (int q0 = 0; q0 < num_queries; q0 += step) {
-          int some = num_queries - q0 < step ? num_queries - q0 : step;
-          const float *part = turned + (int64_t)q0 * dim;
+        for (int r = 0; r < runs; r++) {
+          int run_start = run_from[r] > start ? run_from[r] : start, run_stop = run_from[r + 1] < stop ? run_from[r + 1] : stop;
+          if (run_start >= run_stop) continue;
+          int64_t shift = run_row[r] - run_from[r];
+          const float *run_keys = plane_keys + shift * key_block;
+          for (int q0 = 0; q0 < num_queries; q0 += step) {
+            int some = num_queries - q0 < step ? num_queries - q0 : step;
+            const float *part = turned + (int64_t)q0 * dim;
+            const int32_t *after = from ? from + q0 : NULL;
 #ifdef CODED
-          if (codes && pays(stop - start, some, k) && encode_queries(rows_q + (int64_t)q0 * dim, some, dim, &query) &&
-              scan_codes(part, plane_keys, key_block, codes + h * code_head * dim, facts + h * code_head, dim, some, k,
-                         start, stop, to + q0, from ? from + q0 : NULL, best + q0, room, space, &query, &slab, likely, wide))
-            continue;
+            if (codes && pays(run_stop - run_start, some, k) &&
+                encode_queries(rows_q + (int64_t)q0 * dim, some, dim, &query) &&
+                scan_codes(part, run_keys, key_block, codes + (h * code_head + shift) * dim,
+                           facts + h * code_head + shift, dim, some, k, run_start, run_stop, to + q0, after, best + q0,
+                           room, space, &query, &slab, likely, wide))
+              continue;
 #endif
-          scan(part, plane_keys, key_block, dim, some, k, start, stop, to + q0, from ? from + q0 : NULL, best + q0, room,
-               space);
+            scan(part, run_keys, key_block, dim, some, k, run_start, run_stop, to + q0, after, best + q0, room, space);
+          }
         }
         for (int n = 0; n < num_queries; n++) {
           int64_t at = ((int64_t)plane * num_queries + n) * segments + segment;

@@ -247,6 +247,34 @@ def test_copies_in_8_bits_with_shorter_registers(flags, monkeypatch):
     check_copies()
 
 
+@pytest.mark.parametrize("backend", ["naive", pytest.param("native", marks=needs_compiler)])
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_keys_in_parts(backend, coded, threads):
+    """As if they lay in a row; what lies between them is not read."""
+    rng = torch.Generator().manual_seed(0)
+    runs = ((20011, 9001), (0, 6), (300, 8000), (19000, 1), (9000, 5003))
+    pool = torch.full((1, 2, 30000, 16), math.nan)
+    parts = [torch.randn(1, 2, length, 16, generator=rng) for _, length in runs]
+    for (start, length), part in zip(runs, parts, strict=True):
+        pool[:, :, start : start + length] = part
+    keys, q = torch.cat(parts, 2), torch.randn(1, 2, 12, 16, generator=rng)
+    limit = torch.randint(5000, keys.shape[2] + 1, (1, 12), dtype=torch.int32, generator=rng)
+    first = torch.randint(0, 9100, (1, 12), dtype=torch.int32, generator=rng)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for options in ({}, {"first": first}):
+            want = select_blocks(q, keys, 48, limit, backend=backend, **options)
+            held = copies(pool) if coded and backend == "native" else None
+            found = select_blocks(q, pool, 48, limit, backend=backend, codes=held, runs=runs, **options)
+            assert all(map(torch.equal, found, want))
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(ValueError, match=r"run \(29999, 2\) is not among 30000"):
+        select_blocks(q, pool, 48, limit, backend=backend, runs=((29999, 2),))
+
+
 @needs_compiler
 def test_what_is_not_finite_is_selected_as_without_copies():
     rng = torch.Generator().manual_seed(0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from decmem_env.kernels.block_selection import native
 from decmem_env.kernels.block_sparse_attention import native as attention
-from decmem_env.model import WorldModel
+from decmem_env.model import WorldModel, passes
 from decmem_env.model.config import debug, tiny
 from decmem_env.model.memory import MemoryBank, PagePool, page_bytes
 
@@ -135,6 +135,23 @@ def test_tables_with_gaps_give_the_same_frames():
         play(model, other, walk, t, t + 1)
     assert (np.diff(scattered.bank.slots) != 1).any()
     assert np.array_equal(np.concatenate(frames), wanted)
+
+
+def test_a_full_memory_is_read_where_it_lies(monkeypatch):
+    """The oldest pages make room for new ones, so that a history begins in the middle of the pool."""
+    walk, frames, parts = make_walk(70), {2: [], 0: []}, {2: set(), 0: set()}
+    for most in frames:
+        monkeypatch.setattr(passes, "_MOST_RUNS", most)
+        model = small(24)
+        session = begin(model, walk, 1, context=4)
+        for t in range(4, 70):
+            frames[most].append(play(model, session, walk, t, t + 1))
+            runs = passes._history(model.pool, [passes.Row(session.bank.slots, 0)], 1, False)[1]
+            parts[most].add(1 if runs is None else len(runs))
+            assert runs is None or sum(length for _, length in runs) == len(session.bank)
+        assert session.bank.evicted > 30
+    assert np.array_equal(frames[0], frames[2])
+    assert parts == {0: {1}, 2: {1, 2}}
 
 
 @pytest.mark.skipif(attention.load() is None, reason="no compiler")

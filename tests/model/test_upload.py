@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from decmem_env.model.upload import upload
+from decmem_env.model.upload import upload, upload_all
 
 from decmem_env import wan_benchmark as bench
 
@@ -19,6 +19,33 @@ def test_values_arrive(device):
         sent = upload(values, torch.device(device))
         assert sent.device.type == device and sent.dtype == torch.as_tensor(values).dtype
         assert np.array_equal(sent.cpu().numpy(), np.asarray(values))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_several_arrive_together(device):
+    values = [
+        np.arange(7, dtype=np.int32),
+        np.array([True, False, True]),
+        torch.zeros(0, 4),
+        torch.arange(12.0).view(3, 4).T,
+        torch.arange(5, dtype=torch.bfloat16),
+        np.array(2.5),
+    ]
+    for value, sent in zip(values, upload_all(values, torch.device(device)), strict=True):
+        wanted = torch.as_tensor(value)
+        assert sent.device.type == device and sent.dtype == wanted.dtype and torch.equal(sent.cpu(), wanted)
+
+
+@pytest.mark.gpu
+def test_what_was_sent_stays_while_the_device_is_busy():
+    """More than the pinned memory holds, from an array that changes at once, behind a kernel that takes its time."""
+    device = torch.device("cuda")
+    torch.cuda._sleep(200_000_000)
+    value, sent = np.zeros(2**19, np.int64), []
+    for number in range(24):
+        value[:] = number
+        sent.append(upload(value, device))
+    assert [int(tensor.min()) for tensor in sent] == [int(tensor.max()) for tensor in sent] == list(range(24))
 
 
 @pytest.mark.gpu

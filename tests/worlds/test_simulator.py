@@ -232,3 +232,14 @@ def test_players_step_together_as_alone():
         assert np.array_equal(one.blocks, other.blocks)
     with pytest.raises(ValueError, match=r"expected \[3, 25\]"):
         step_all(together, actions[:2])
+
+
+def test_a_walk_is_its_steps(act):
+    world = generate_world(7_000_003)
+    plan = np.stack([act(forward=1), act(jump=1, forward=1), act(attack=1), act(camera_yaw=2.0), act(place=1)] * 6)
+    alone, together = Simulator([world]), Simulator([world])
+    poses = run(alone, plan)
+    np.testing.assert_array_equal(together.walk(plan), poses)
+    assert together.edits == alone.edits and (together.poses == alone.poses).all()
+    with pytest.raises(ValueError, match="expected \\[T, 1, 25\\]"):
+        together.walk(plan[:, 0])
