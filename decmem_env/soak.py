@@ -34,8 +34,9 @@ def soak(
 
     Returns:
         `slow_down` (median step of the last fifth over that of the fifth after the budget was first full, or of the
-        second fifth if it never was), `memory_growth` (resident memory likewise), `memory_bytes` and `memory_budget`
-        (largest of the session's memory, and what was allowed), `frames`, and the series.
+        second fifth if it never was), `memory_growth` (resident memory likewise), `full_over_filling` (median step of
+        that first fifth over that of as long just before; None if the budget never was full), `memory_bytes` and
+        `memory_budget` (largest of the session's memory, and what was allowed), `frames`, and the series.
 
     Raises:
         ValueError: Too short to compare fifths.
@@ -89,13 +90,18 @@ def soak(
     if not fifth:
         raise ValueError(f"a soak of {minutes:g} minutes gave {len(series)} intervals: play longer")
     full = next((i for i, item in enumerate(series) if item["evicted_frames"] > 0), fifth)
-    first = series[min(full, len(series) - 2 * fifth) :][:fifth]
+    full = min(full, len(series) - 2 * fifth)
+    first = series[full:][:fifth]
 
     def ratio(key: str) -> float:
         return statistics.median(item[key] for item in series[-fifth:]) / statistics.median(item[key] for item in first)
 
+    filling = [item["step_ms"] for item in series[max(0, full - fifth) : full]]
     return {
         "slow_down": ratio("step_ms"),
+        "full_over_filling": statistics.median(item["step_ms"] for item in first) / statistics.median(filling)
+        if series[full]["evicted_frames"] and filling
+        else None,
         "memory_growth": ratio("resident_bytes"),
         "memory_bytes": max(item["memory_bytes"] for item in series),
         "memory_budget": budget,

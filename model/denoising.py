@@ -132,7 +132,8 @@ def denoise(model: WorldModel, chunks: Chunks) -> Tensor:
         Clean latents [n, c, C, h, w].
     """
     steps = chunks.steps()
-    noise = upload(torch.stack([frames.latents for frames in chunks.new]), model.device)
+    # NumPy, since torch would wake all threads for it (`upload`).
+    noise = upload(np.stack([frames.latents.numpy() for frames in chunks.new]), model.device)
     forced = given_lists(chunks.sessions, model.device)
     everyone = _Rows(range(len(steps)), len(steps), model.device)
     velocity = _Passes(model, chunks, everyone, forced, first=True)(noise, 1.0)

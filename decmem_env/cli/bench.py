@@ -186,14 +186,16 @@ def run_soak(options: argparse.Namespace) -> int:
     budget = None if options.budget_gib is None else int(options.budget_gib * 2**30)
     found = soak(options.minutes, options.checkpoint, device=device, memory_budget=budget, tell=say)
     series = {key: found.pop(key) for key in ("minutes", "frames", "evicted_frames", "checkpoint", "series")}
-    over = found["memory_bytes"] / found["memory_budget"]
+    over, full = found["memory_bytes"] / found["memory_budget"], found.pop("full_over_filling")
     items = [
         record("soak_slow_down", found["slow_down"], bar=SOAK_BAR, better="lower", device=device, details=series),
         record("soak_memory_growth", found["memory_growth"], bar=SOAK_BAR, better="lower", device=device),
         record("soak_memory_over_budget", over, bar=1.0, better="lower", device=device, details=found),
     ]
+    if full is not None:
+        items.append(record("soak_step_full_over_filling", full, better="lower", device=device))
     for item in items:
-        print(f"{item['name']}: {item['value']:.3f} (bar {item['bar']:g})")
+        print(f"{item['name']}: {item['value']:.3f}" + ("" if item["bar"] is None else f" (bar {item['bar']:g})"))
     if options.json is not None:
         print(write_json(options.json, items))
     return 0

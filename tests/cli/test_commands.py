@@ -216,9 +216,10 @@ def test_bench_soak(tmp_path, monkeypatch):
     monkeypatch.setattr(soak, "time", SimpleNamespace(perf_counter=lambda: 0.005 * next(ticks)))
     argv = ["bench", "soak", "--checkpoint", "debug", "--minutes", "0.06", "--budget-gib", "0.0035", "--device", "cpu"]
     assert main([*argv, "--json", str(tmp_path / "s.json")]) == 0
-    slow_down, growth, share = json.loads((tmp_path / "s.json").read_text())
+    slow_down, growth, share, full = json.loads((tmp_path / "s.json").read_text())
     assert slow_down["value"] == pytest.approx(1) and growth["value"] < 2 and 0.5 < share["value"] <= 1
     assert slow_down["details"]["evicted_frames"] > 0
+    assert full["name"] == "soak_step_full_over_filling" and full["value"] == pytest.approx(1) and full["bar"] is None
 
 
 def test_bench_load(tmp_path):

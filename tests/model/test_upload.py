@@ -1,11 +1,12 @@
 """Uploads, and a step that never waits for the device."""
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from decmem_env.model.upload import upload, upload_all
+from decmem_env.model.upload import _Ring, upload, upload_all
 
 from decmem_env import wan_benchmark as bench
 
@@ -21,19 +22,38 @@ def test_values_arrive(device):
         assert np.array_equal(sent.cpu().numpy(), np.asarray(values))
 
 
+VALUES = [
+    np.arange(7, dtype=np.int32),
+    np.array([True, False, True]),
+    torch.zeros(0, 4),
+    torch.arange(12.0).view(3, 4).T,
+    torch.arange(5, dtype=torch.bfloat16),
+    np.array(2.5),
+]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_several_arrive_together(device):
-    values = [
-        np.arange(7, dtype=np.int32),
-        np.array([True, False, True]),
-        torch.zeros(0, 4),
-        torch.arange(12.0).view(3, 4).T,
-        torch.arange(5, dtype=torch.bfloat16),
-        np.array(2.5),
-    ]
-    for value, sent in zip(values, upload_all(values, torch.device(device)), strict=True):
+    for value, sent in zip(VALUES, upload_all(VALUES, torch.device(device)), strict=True):
         wanted = torch.as_tensor(value)
         assert sent.device.type == device and sent.dtype == wanted.dtype and torch.equal(sent.cpu(), wanted)
+
+
+def test_parts_of_the_ring_wait_for_what_left_from_there(monkeypatch):
+    """Without a GPU: plain memory, and events that are written down."""
+    waited, plain = [], torch.empty
+    event = SimpleNamespace(record=lambda: None, synchronize=lambda: waited.append(1))
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory, **options: plain(*size, **options))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    ring = _Ring()
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    for number in range(40):  # six fill a part
+        big = torch.full((2**20 + number,), number, dtype=torch.bool)
+        tensors = [torch.as_tensor(value) for value in VALUES]
+        *small, sent = ring.send([*tensors, big], torch.device("cpu"))
+        assert torch.equal(sent, big) and all(torch.equal(a, b) for a, b in zip(small, tensors, strict=True))
+    assert len(waited) == 40 // 7 - 3
 
 
 @pytest.mark.gpu
