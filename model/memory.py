@@ -329,8 +329,9 @@ class MemoryBank:
         self.poses = np.delete(self.poses, found, 0)
         self.hands = np.delete(self.hands, found)
         self.generated = np.delete(self.generated, found)
-        self.changes = np.delete(self.changes, found, 0)
-        self.latest = latest(self.changes)
+        gone, self.changes = self.changes[found], np.delete(self.changes, found, 0)
+        if not np.isnan(gone[:, 0]).all():
+            self.latest = latest(self.changes)
         self.evicted += 1
         self.pool.release(np.array([slot], np.int64))
 

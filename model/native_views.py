@@ -1,8 +1,8 @@
 """Which remembered views and changes lie near a pose, by `near_views.c`.
 
 Every step asks that of all that every world remembers, several times, and training asks it of every frame of a clip:
-for 64 worlds NumPy takes half as long as the network. `keyframes`, `nearest_views` and
-`changes` define the answers, and give them where there is no compiler.
+for 64 worlds NumPy takes half as long as the network. `keyframes`, `nearest_views` and `changes` define the answers,
+and give them where there is no compiler.
 """
 
 from __future__ import annotations

@@ -63,6 +63,29 @@ def test_the_budget_holds_and_forgetting_is_told():
     assert session.memory_frames.tolist() == list(range(59 - len(session.memory_frames), 59))
 
 
+def test_what_changes_come_to_follows_the_table():
+    """Of one cell the last change counts, and with a forgotten frame its change is forgotten."""
+    model = small(24)
+    bank, nothing = MemoryBank(model.pool), np.full((1, 4), np.nan)
+    wall, hole, other = (
+        np.array([[3.0, 4.0, 5.0, 1.0]]),
+        np.array([[3.0, 4.0, 5.0, -2.0]]),
+        np.array([[0.0, 1, 2, 1]]),
+    )
+    for index, change in enumerate((wall, nothing, other, hole, nothing)):
+        slots = model.pool.allocate(1, bank.last)
+        never = np.zeros(1, np.bool_)
+        bank.append(slots, np.array([index]), np.zeros((1, 5)), ~np.isnan(change[:, 0]), never, change)
+    assert bank.latest.tolist() == [*hole.tolist(), *other.tolist()] == bank.fork().latest.tolist()
+    bank.forget(int(bank.slots[3]))
+    assert bank.latest.tolist() == [*wall.tolist(), *other.tolist()]
+    bank.forget(int(bank.slots[1]))
+    bank.forget(int(bank.slots[0]))
+    assert bank.latest.tolist() == other.tolist() and bank.evicted == 3
+    bank.close()
+    assert not len(bank.latest)
+
+
 def test_a_prefill_longer_than_the_budget_keeps_the_newest():
     model, walk = small(20, window=4), make_walk(60)
     session = begin(model, walk, 1, context=60)
