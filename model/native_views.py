@@ -29,8 +29,6 @@ class Distances(ctypes.Structure):
     _fields_ = [
         ("near_blocks", ctypes.c_double),
         ("near_degrees", ctypes.c_double),
-        ("key_blocks", ctypes.c_double),
-        ("key_degrees", ctypes.c_double),
         ("changed_within", ctypes.c_double),
         ("blocks", ctypes.c_double),
         ("degrees", ctypes.c_double),

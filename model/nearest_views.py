@@ -13,7 +13,6 @@ seen ones. Everywhere else, window and retrieval by content find what is needed.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +21,14 @@ from numpy.typing import NDArray
 from . import native_views
 from .changes import CHANGED_WITHIN, Remembered, changes_near, hands_used, made_changes, since
 from .config import ModelConfig
-from .keyframes import beside, within
+from .keyframes import within
 from .native_views import Distances
 
 BY_PLACE = ("memory", "every")  # modes in which `nearest_views` counts
-NEAR_BLOCKS, NEAR_DEGREES = 2.0, 20.0  # of a seen view, within which a frame goes by place
+NEAR_BLOCKS, NEAR_DEGREES = 2.0, 20.0  # of a seen view, within which a frame goes by place; and of a dreamed one
 _BLOCKS, _DEGREES = 2.0, 17.0  # as far apart as that, two views count as 1 apart
 _ALIKE = 0.15  # apart; nearer ones show the same
+_DISTANCES = Distances(NEAR_BLOCKS, NEAR_DEGREES, CHANGED_WITHIN, _BLOCKS, _DEGREES, _ALIKE)
 
 
 class Views(NamedTuple):
@@ -99,21 +99,15 @@ def seen_from(views: Remembered, pose: NDArray[np.float64], config: ModelConfig)
     Args:
         views: Those before it.
         pose: float64 [5], its own.
-        config: `nearest_views`, the keyframes' distances and `voxel_changes`.
+        config: `nearest_views` and `voxel_changes`.
 
     Returns:
         Places int64 [m], ascending; None, where no seen view lies near: the window, and what is retrieved by content.
     """
     native = native_views.load()
     if native is not None:
-        distances = _distances(config.keyframe_blocks, config.keyframe_degrees)
-        return native.seen_from(views, pose, config.nearest_views, config.voxel_changes, distances)
+        return native.seen_from(views, pose, config.nearest_views, config.voxel_changes, _DISTANCES)
     return seen_from_naive(views, pose, config)
-
-
-@lru_cache(maxsize=8)
-def _distances(blocks: float, degrees: float) -> Distances:
-    return Distances(NEAR_BLOCKS, NEAR_DEGREES, blocks, degrees, CHANGED_WITHIN, _BLOCKS, _DEGREES, _ALIKE)
 
 
 def seen_from_naive(views: Remembered, pose: NDArray[np.float64], config: ModelConfig) -> NDArray[np.int64] | None:
@@ -131,8 +125,7 @@ def seen_from_naive(views: Remembered, pose: NDArray[np.float64], config: ModelC
     places = np.flatnonzero(seen[first:]) + first
     chosen = places[nearest(views.poses[places], pose, config.nearest_views)]
     if not fresh:  # a dreamed view shows what the change looks like
-        close = beside(views.poses[late:], pose, config) & ~seen[late:]
-        dreamed = np.flatnonzero(close) + late
+        dreamed = np.flatnonzero((near & ~seen)[late:]) + late
         chosen = np.append(chosen, dreamed[nearest(views.poses[dreamed], pose, 1)])
     return np.sort(chosen)
 
