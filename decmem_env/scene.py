@@ -59,7 +59,7 @@ class Scene:
         simulator: Any = Simulator([self.world] * len(actions))
         for i, start in enumerate(starts):
             simulator.teleport(i, start)
-        return np.stack([np.array(simulator.step(actions[:, t])) for t in range(actions.shape[1])], 1)
+        return np.ascontiguousarray(simulator.walk(actions.swapaxes(0, 1)).swapaxes(0, 1))
 
     def film(self, actions: NDArray[np.float32], poses: NDArray[np.float64]) -> Footage:
         """Render the truth at given poses."""

@@ -96,12 +96,14 @@ def soak(
     def ratio(key: str) -> float:
         return statistics.median(item[key] for item in series[-fifth:]) / statistics.median(item[key] for item in first)
 
-    filling = [item["step_ms"] for item in series[max(0, full - fifth) : full]]
+    over_filling: float | None = None
+    if full and series[full]["evicted_frames"]:
+        filling = series[max(0, full - fifth) : full]
+        over_filling = statistics.median(item["step_ms"] for item in first)
+        over_filling /= statistics.median(item["step_ms"] for item in filling)
     return {
         "slow_down": ratio("step_ms"),
-        "full_over_filling": statistics.median(item["step_ms"] for item in first) / statistics.median(filling)
-        if series[full]["evicted_frames"] and filling
-        else None,
+        "full_over_filling": over_filling,
         "memory_growth": ratio("resident_bytes"),
         "memory_bytes": max(item["memory_bytes"] for item in series),
         "memory_budget": budget,

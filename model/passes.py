@@ -19,8 +19,6 @@ from .upload import upload, upload_all
 
 MODES = ("memory", "every", "content", "dense", "decay", "off", "window")
 LARGE_FRAME = 320  # tokens; local attention over larger frames goes by dense kernels or in tiles
-
-
 _MOST_RUNS = 8  # of a history that the CPU reads in place
 
 Seen = NDArray[np.int64] | None  # places in a history
@@ -236,20 +234,21 @@ def _history(pool: PagePool, rows: list[Row], blocks: int, tables: bool) -> _His
     With few gaps, too, if the CPU selects: a full memory is a ring, and to copy its mean keys takes longer than to scan
     them.
     """
-    longest = max(len(row.history) for row in rows)
-    slots = rows[0].history
     if len(rows) == 1 and not tables:
+        slots = rows[0].history
         gaps = np.flatnonzero(np.diff(slots) != 1) + 1
         if not len(gaps):
             return slice(int(slots[0]), int(slots[-1]) + 1), None, int(slots[0]) * blocks
         if pool.device.type == "cpu" and len(gaps) < _MOST_RUNS:
-            parts = np.split(slots, gaps)
-            runs = tuple((int(part[0]) * blocks, len(part) * blocks) for part in parts)
-            table = (slots[:, None] * blocks + np.arange(blocks)).reshape(1, -1).astype(np.int32)
-            return slice(0, pool.limit), runs, torch.from_numpy(table)
-    padded = np.zeros((len(rows), longest), np.int64)
+            runs = tuple((int(part[0]) * blocks, len(part) * blocks) for part in np.split(slots, gaps))
+            return slice(0, pool.limit), runs, torch.from_numpy(_blocks_of(slots[None], blocks))
+    padded = np.zeros((len(rows), max(len(row.history) for row in rows)), np.int64)
     for b, row in enumerate(rows):
         padded[b, : len(row.history)] = row.history
-    table = (padded[..., None] * blocks + np.arange(blocks)).reshape(len(rows), -1).astype(np.int32)
-    sent = upload_all([padded, table], pool.device)
+    sent = upload_all([padded, _blocks_of(padded, blocks)], pool.device)
     return sent[0], None, sent[1]
+
+
+def _blocks_of(slots: NDArray[np.int64], blocks: int) -> NDArray[np.int32]:
+    """The pool's blocks of the frames in slots [B, n], int32 [B, n * M]."""
+    return (slots[..., None] * blocks + np.arange(blocks)).reshape(len(slots), -1).astype(np.int32)

@@ -115,7 +115,7 @@ def build_new_ground(
             context = [*[act()] * 2, *_turn(4, 0.5 * side), *_turn(8, -0.5 * side), *_turn(4, 0.5 * side)]
             actions = np.stack([*context, *rest])
             simulator = Simulator([world], start[None])
-            poses = np.concatenate([simulator.step(action[None]) for action in actions])
+            poses = simulator.walk(actions[:, None])[:, 0]
             scripts[kind].append(Script(kind, int(seed), True, len(context), actions, poses, int(seed)))
         progress(1)
     return blocks, [*scripts[WALK_ON], *scripts[RETURN]]

@@ -180,4 +180,4 @@ def _walk(world: Any, starts: NDArray[np.float64], actions: NDArray[np.float32])
     simulator = Simulator([world] * len(starts))
     for i, start in enumerate(starts):
         simulator.teleport(i, start)
-    return np.stack([np.array(simulator.step(actions[:, t]), np.float64) for t in range(actions.shape[1])], 1)
+    return np.ascontiguousarray(simulator.walk(actions.swapaxes(0, 1)).swapaxes(0, 1))

@@ -101,7 +101,10 @@ class Simulator:
         vectors = validate_vector(actions).astype(np.float64)
         if vectors.ndim != 3 or vectors.shape[1] != len(self.poses):
             raise ValueError(f"actions have shape {vectors.shape}: expected [T, {len(self.poses)}, 25]")
-        return np.stack([_tick([self], vector) for vector in vectors])
+        poses = np.empty((*vectors.shape[:2], 5))
+        for t, vector in enumerate(vectors):
+            poses[t] = _tick([self], vector)
+        return poses
 
     def teleport(self, player: int, pose: ArrayLike, rise: float = 0.0) -> None:
         """Put a player somewhere, at rest or rising at so many blocks a tick."""

@@ -379,8 +379,7 @@ def walk(
     simulator = Simulator.shared(worlds, index, starts)
     poses = np.empty((*actions.shape[:2], 5))
     poses[:, 0] = simulator.poses
-    for t in range(1, actions.shape[1]):
-        poses[:, t] = simulator.step(actions[:, t])
+    poses[:, 1:] = simulator.walk(actions[:, 1:].swapaxes(0, 1)).swapaxes(0, 1)
     return poses
 
 
