@@ -38,7 +38,8 @@ class Settings:
         pose_source: How actions become poses. `truth`: a player in the voxel world walks with collisions and gravity;
             `predictor`: the player walks through the blocks that the model's frames show; `kinematic`: dead reckoning,
             through walls. None is truth wherever there is a voxel world, else predictor where the checkpoint has one.
-        context_frames: True frames that the model observes before an episode that starts in a voxel world.
+        context_frames: True frames that the model observes before an episode that starts in a voxel world; 64 are a
+            look around and a few steps, 540 a tour of the neighbourhood (`tour`).
         world_seeds: First and last seed of the voxel worlds that resets draw from.
     """
 

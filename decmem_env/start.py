@@ -1,8 +1,9 @@
 """Where an episode starts: a fresh voxel world, a clip, frames, or one image.
 
 A voxel start is a walk of `context_frames` frames that the model observes: a look around (24 turns of 15 degrees), then
-a short way out and back to the first place; shorter contexts keep the middle of the look. The dream and the true world
-draw the same start from the same generator, so that their tasks begin alike.
+a short way out and back to the first place; shorter contexts keep the middle of the look, and those with room for one
+are tours of the neighbourhood (`tour`). The dream and the true world draw the same start from the same generator, so
+that their tasks begin alike.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .conventions.actions import ACTION_DIM, Action, noop, validate_vector
 from .conventions.clips import read_clip
 from .conventions.poses import integrate_kinematic, validate_poses, wrap_degrees
 from .tasks import REACH_DISTANCE
+from .tour import SHORTEST, plan_tour
 from .worlds import Simulator, World, generate_world
 
 # Environments draw their worlds here, apart from training (below 7,000,000), validation and test (8,000,000 on).
@@ -134,6 +136,9 @@ def _from_world(seed: int, rng: np.random.Generator, length: int, landmark: bool
         pose = np.asarray(world.spawn, np.float64).copy()
         pose[3], pose[4] = 0.0, wrap_degrees(15.0 * int(rng.integers(24)))
     plan = context_plan(rng, length)
+    if length >= SHORTEST:
+        tour = plan_tour(world, pose, length)
+        plan = np.concatenate([np.repeat(noop()[None], length - len(tour), 0), tour])
     start = _walk(world, pose, plan, target)
     if target is not None and not _in_reach(start.poses[-1], target):
         # The way back was blocked: look around only.

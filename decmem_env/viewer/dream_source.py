@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from ..conventions.poses import integrate_kinematic
 from ..model import Session, Snapshot, WorldModel
+from ..model.passes import LARGE_FRAME
 from ..predicted_player import PredictedPlayer, PredictedPoses
 from ..rollout import frame_size, frames_per_step, whole_context
 from ..scene import LOOK_AROUND
 from ..start import Start
+from ..tour import TOUR
 from .settings import PlaySettings
 from .source import Opening, Progress, Shot
 from .stage import Stage
@@ -30,7 +32,7 @@ class DreamSource:
 
     Args:
         model: Generates.
-        context: Action string of the true frames to remember first.
+        context: Action string of the true frames to remember first, or `TOUR`.
         pose_source: `truth`, `predictor` or `kinematic`.
         **sampler: Arguments of `WorldModel.start` besides the seed.
     """
@@ -59,9 +61,9 @@ class DreamSource:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model = WorldModel.from_pretrained(settings.checkpoint, device=device)
-        return cls(
-            model, settings.context or LOOK_AROUND, settings.pose_source, memory=settings.memory, steps=settings.steps
-        )
+        small = model.config.tokens <= LARGE_FRAME  # a tour of large frames takes minutes to remember
+        context = settings.context or (TOUR if small else LOOK_AROUND)
+        return cls(model, context, settings.pose_source, memory=settings.memory, steps=settings.steps)
 
     @property
     def session(self) -> Session:
@@ -86,10 +88,10 @@ class DreamSource:
         return self._stage
 
     def reset(self, seed: int, progress: Progress) -> Opening:
-        """Look around in the true world and remember it."""
+        """Walk through the true world and remember it."""
         progress("building the world", 0, 0, None)
         stage = Stage(seed, *self._size)
-        frames, actions, poses = stage.opening(self._context)
+        frames, actions, poses = stage.opening(self._context, progress)
         context = whole_context(self._model, frames, actions, poses)
         session = self._model.start(seed, **self._sampler)
         done = 0

@@ -23,7 +23,7 @@ class PlaySettings:
         device: `cpu`, `cuda` or `auto`.
         steps: Denoising steps a frame; None is the model's own.
         memory: `memory`, `content`, `dense`, `window` or `off`.
-        context: Action string of the true frames that are remembered first; None looks around once.
+        context: Action string of the true frames that are remembered first; None is a tour of the neighbourhood.
         pose_source: `truth` (the voxel world's physics), `predictor` (the walls that the model shows) or `kinematic`
             (walks through walls).
         scale: Window pixels per frame pixel; None fits the screen.
@@ -83,7 +83,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("memory", "content", "dense", "window", "off"),
         help="what the model sees",
     )
-    context_help = "how the remembered true frames are walked (default: look around once)"
+    context_help = 'the walk that is remembered first, for example "L*24" (default: a tour of the neighbourhood)'
     parser.add_argument("--context", metavar="KEYS", help=context_help)
     parser.add_argument("--pose-source", default="truth", choices=POSE_SOURCES, help="who says where you are")
     parser.add_argument("--scale", type=int, metavar="N", help="window pixels per frame pixel (default: fits)")

@@ -10,8 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from ..conventions.actions import noop, parse_action_string
+from ..tour import FRAMES, TOUR, plan_tour
 from ..worlds import Renderer, Simulator, generate_world
 from ..worlds.hands import Edit
+from .source import Progress
+
+_AT_ONCE = 16  # frames
 
 
 class Stage:
@@ -44,22 +48,35 @@ class Stage:
 
     def picture(self, pose: NDArray[np.float64]) -> NDArray[np.uint8]:
         """The true world (with its edits) from a pose, uint8 [H, W, 3]."""
-        blocks = torch.from_numpy(np.ascontiguousarray(self.simulator.blocks))
-        made = self._renderer.render(blocks, torch.zeros(1, dtype=torch.int64), pose[None])
-        return made.rgb[0].cpu().numpy()
+        return self._pictures(pose[None])[0]
 
-    def opening(self, script: str) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float64]]:
+    def _pictures(self, poses: NDArray[np.float64]) -> NDArray[np.uint8]:
+        blocks = torch.from_numpy(np.ascontiguousarray(self.simulator.blocks))
+        made = self._renderer.render(blocks, torch.zeros(len(poses), dtype=torch.int64), poses)
+        return made.rgb.cpu().numpy()
+
+    def opening(
+        self, script: str, progress: Progress
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float64]]:
         """Follow an action string from the spawn.
 
         Args:
-            script: See `conventions.actions.parse_action_string`.
+            script: See `conventions.actions.parse_action_string`; or `TOUR`, a tour of the neighbourhood.
+            progress: Told of every few frames.
 
         Returns:
             Frames uint8 [C, H, W, 3], actions float32 [C, 25] (the first does nothing), poses float64 [C, 5].
         """
-        actions = np.concatenate([noop()[None], parse_action_string(script)])
-        poses = [self.pose] + [self.move(action) for action in actions[1:]]
-        return np.stack([self.picture(pose) for pose in poses]), actions, np.stack(poses)
+        if script == TOUR:
+            actions = plan_tour(self.simulator.worlds[0], self.pose, FRAMES)
+        else:
+            actions = np.concatenate([noop()[None], parse_action_string(script)])
+        poses = np.stack([self.pose] + [self.move(action) for action in actions[1:]])
+        parts: list[NDArray[np.uint8]] = []
+        for start in range(0, len(poses), _AT_ONCE):
+            parts.append(self._pictures(poses[start : start + _AT_ONCE]))
+            progress("looking around", start + len(parts[-1]), len(poses), parts[-1][-1])
+        return np.concatenate(parts), actions, poses
 
     def save(self, folder: Path) -> None:
         """Write the simulator's state to `stage.npz`."""

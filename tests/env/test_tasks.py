@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from decmem_env.conventions.poses import wrap_degrees
 from decmem_env.start import context_plan, make_start, reachable_starts
 from decmem_env.tasks import TASKS, goal_vector, make_task, stack, unstack
+from decmem_env.tour import SHORTEST
 from decmem_env.worlds import Simulator
 
 NOTHING = np.zeros((1, 25), np.float32)
@@ -93,6 +95,20 @@ def test_contexts_have_their_length_and_come_back(length):
         assert plan.shape == (length, 25) and not plan[0].any()
         assert plan[:, 16].sum() in (0, 24, -24)
         assert plan[:, 11].sum() == plan[:, 12].sum()
+
+
+def test_long_contexts_are_tours_that_come_home():
+    for seed in (9_000_000, 9_000_005):
+        length = 2 * SHORTEST
+        start = make_start(
+            np.random.default_rng(0), {"world_seed": seed}, context_frames=length, landmark=False, size=(96, 160)
+        )
+        assert start.actions.shape == (length, 25) and start.poses.shape == (length, 5)
+        home, away = start.poses[0], np.linalg.norm(start.poses[:, :3] - start.poses[0, :3], axis=1)
+        assert away.max() > 8.0 and away[-1] < 1.5
+        assert abs(float(wrap_degrees(start.poses[-1, 4] - home[4]))) < 1e-6
+        far = start.poses[away > 8.0]
+        assert np.ptp(far[:, 4]) > 300.0, "it looks around there"
 
 
 def test_starts_are_in_reach_of_their_landmark():
