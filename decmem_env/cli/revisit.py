@@ -34,6 +34,7 @@ decmem revisit --worlds 8000000-8000007 --long-run --json long.json --jobs 8 --d
 decmem revisit --worlds 8000000-8000015 --beside --json b.json                                 frames beside known ones
 decmem revisit --worlds 8000000-8000063 --edits --seeds 1 --json e.json --sheet e.png          blocks broken and placed
 decmem revisit --worlds 8000000-8000015 --new-ground --json n.json --sheet n.png               beyond all that was seen
+decmem revisit --worlds 8000000-8000015 --stroll --json s.json --sheet s.png                   walk about, as in play
 
 Worlds: choose on 7000000-7000999, report on 8000000-8000999. The same worlds and paths come out on every device.
 
@@ -72,9 +73,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--edits", action="store_true", help="the model breaks and places blocks, leaves, comes back")
     parser.add_argument("--new-ground", action="store_true", help="turn away from all that was seen and walk on there")
+    parser.add_argument("--stroll", action="store_true", help="walk about, blocks beside all that a tour has shown")
     parser.add_argument("--per-world", type=positive, default=4, metavar="N", help="with --edits: of each (default: 4)")
     parser.add_argument(
-        "--sheet", type=Path, metavar="F", help="with --edits or --new-ground: returns, or new ground (PNG)"
+        "--sheet", type=Path, metavar="F", help="with --edits, --new-ground or --stroll: what was seen (PNG)"
     )
     parser.add_argument("--batch", type=positive, metavar="N", help="sessions in one forward pass")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes that share the work (CPU)")
@@ -102,8 +104,10 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError("--beside scores one row: give a single --memory and no --window-checkpoint")
     if options.new_ground and (options.beside or options.edits or options.long_run):
         raise CommandError("--new-ground goes without --beside, --edits and --long-run")
-    if options.sheet is not None and not (options.edits or options.new_ground):
-        raise CommandError("--sheet belongs to --edits and --new-ground: the page of other tests comes with --html")
+    if options.stroll and (options.beside or options.edits or options.long_run or options.new_ground or options.html):
+        raise CommandError("--stroll goes without --beside, --edits, --long-run, --new-ground and --html")
+    if options.sheet is not None and not (options.edits or options.new_ground or options.stroll):
+        raise CommandError("--sheet belongs to --edits, --new-ground and --stroll: other tests have a page, --html")
     for path in (options.json, options.html, options.sheet):
         if path is not None and path.is_dir():
             raise CommandError(f"{path} is a folder: name a file")
@@ -133,6 +137,8 @@ def run(options: argparse.Namespace) -> int:
             test = _edits(options, seeds, renderer, rows, device, bar)
         elif options.new_ground:
             test = _new_ground(options, seeds, renderer, rows, device, bar)
+        elif options.stroll:
+            test = _stroll(options, seeds, renderer, rows, device, bar)
         else:
             test = _revisits(options, seeds, kinds, renderer, rows, device, bar)
     sessions = options.batch or _sessions(device)
@@ -249,6 +255,27 @@ def _new_ground(
     return LongTest(NewGround(scripts, blocks, renderer, rows, options.steps), conclude)
 
 
+def _stroll(
+    options: argparse.Namespace, seeds: list[int], renderer: Any, rows: list[Any], device: str, bar: Bar
+) -> LongTest:
+    """Among things that were seen from elsewhere: table, records, contact sheet."""
+    from ..pictures import write_png
+    from ..revisit.stroll import Strolls, build_strolls, stroll_records, stroll_sheet, stroll_table
+
+    blocks, scripts = build_strolls(seeds, bar.add)
+
+    def conclude(outcome: Any) -> Conclusion:
+        found = stroll_records(outcome, device=device)
+
+        def draw(_: list[dict[str, Any]]) -> None:
+            if options.sheet is not None:
+                print(write_png(options.sheet, stroll_sheet(outcome)))
+
+        return Conclusion(found, partial(stroll_table, found), "", draw)
+
+    return LongTest(Strolls(scripts, blocks, renderer, rows, options.steps), conclude)
+
+
 def _sessions(device: str) -> int:
     return 192 if device.startswith("cuda") else 8
 
@@ -257,7 +284,7 @@ def _facts(options: argparse.Namespace, seeds: list[int], rows: list[Any], devic
     """What the figures depend on: a test that was cut is continued by the same command only."""
     from ..results import commit, hardware
 
-    names = ("gap", "kinds", "memory", "seeds", "steps", "long_run", "edits", "new_ground", "per_world")
+    names = ("gap", "kinds", "memory", "seeds", "steps", "long_run", "edits", "new_ground", "stroll", "per_world")
     facts: dict[str, object] = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
     facts["--worlds"] = f"{seeds[0]}-{seeds[-1]}"
     facts |= {f"row {row.name}": f"checkpoint {row.model.sha256[:16]}" for row in rows}
