@@ -25,10 +25,13 @@ from .keyframes import within
 from .native_views import Distances
 
 BY_PLACE = ("memory", "every")  # modes in which `nearest_views` counts
-NEAR_BLOCKS, NEAR_DEGREES = 2.0, 20.0  # of a seen view, within which a frame goes by place; and of a dreamed one
+NEAR_BLOCKS, NEAR_DEGREES = 8.0, 40.0  # of a seen view, within which a frame goes by place
+DREAMED_BLOCKS, DREAMED_DEGREES = 2.0, 20.0  # of a dreamed view, within which it may show a change
 _BLOCKS, _DEGREES = 2.0, 17.0  # as far apart as that, two views count as 1 apart
 _ALIKE = 0.15  # apart; nearer ones show the same
-_DISTANCES = Distances(NEAR_BLOCKS, NEAR_DEGREES, CHANGED_WITHIN, _BLOCKS, _DEGREES, _ALIKE)
+_DISTANCES = Distances(
+    NEAR_BLOCKS, NEAR_DEGREES, DREAMED_BLOCKS, DREAMED_DEGREES, CHANGED_WITHIN, _BLOCKS, _DEGREES, _ALIKE
+)
 
 
 class Views(NamedTuple):
@@ -55,9 +58,13 @@ class Views(NamedTuple):
         pairs = zip((before.poses, before.hands, before.generated, before.changes), self, strict=True)
         return Views(*(np.concatenate(pair) for pair in pairs))  # type: ignore[arg-type]
 
+    def at(self, places: NDArray[np.int64] | slice) -> Views:
+        """Some of them."""
+        return Views(self.poses[places], self.hands[places], self.generated[places], self.changes[places])
+
     def first(self, count: int) -> Views:
         """The first so many."""
-        return Views(self.poses[:count], self.hands[:count], self.generated[:count], self.changes[:count])
+        return self.at(slice(count))
 
 
 def apart(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -125,11 +132,36 @@ def seen_from_naive(views: Remembered, pose: NDArray[np.float64], config: ModelC
     places = np.flatnonzero(seen[first:]) + first
     chosen = places[nearest(views.poses[places], pose, config.nearest_views)]
     if not fresh:  # a dreamed view shows what the change looks like
-        dreamed = np.flatnonzero((near & ~seen)[late:]) + late
+        beside = within(views.poses[late:], pose, DREAMED_BLOCKS, DREAMED_DEGREES)
+        dreamed = np.flatnonzero(beside & ~seen[late:]) + late
         chosen = np.append(chosen, dreamed[nearest(views.poses[dreamed], pose, 1)])
     return np.sort(chosen)
 
 
-def seen_on_walk(views: Views, config: ModelConfig) -> list[NDArray[np.int64] | None]:
-    """What each of the frames of a walk sees of those before it, if all are remembered: `seen_from` each."""
-    return [seen_from(views.first(t), pose, config) for t, pose in enumerate(views.poses)]
+def seen_from_afar(
+    views: Views, pose: NDArray[np.float64], config: ModelConfig, least: float
+) -> NDArray[np.int64] | None:
+    """`seen_from` among the views that lie at least so far from a pose (`apart`)."""
+    places = np.flatnonzero(apart(views.poses, pose) >= least)
+    chosen = seen_from(views.at(places), pose, config)
+    return None if chosen is None else places[chosen]
+
+
+def seen_on_walk(
+    views: Views, config: ModelConfig, hidden: NDArray[np.float64] | None = None
+) -> list[NDArray[np.int64] | None]:
+    """What each of the frames of a walk sees of those before it, if all are remembered: `seen_from` each.
+
+    Args:
+        views: The walk's T frames.
+        config: `nearest_views` and `voxel_changes`.
+        hidden: float64 [T], how near views are that a frame does not get to see (`apart`), where others are left that
+            serve; None or 0: no view is hidden.
+    """
+    found = []
+    for t, pose in enumerate(views.poses):
+        before, chosen = views.first(t), None
+        if hidden is not None and hidden[t] > 0.0:
+            chosen = seen_from_afar(before, pose, config, hidden[t])
+        found.append(seen_from(before, pose, config) if chosen is None else chosen)
+    return found

@@ -75,6 +75,8 @@ class DataConfig:
         refresh_ratio: New frames encoded per frame trained (dynamics); worlds added per step at most (autoencoder).
         splice: Share of clips made of two or three pieces of a trajectory with time gaps.
         jumps: Share of clips that jump about in their trajectory, mostly back to what they have shown.
+        wide: Share of clips without edits whose frames do not get to see the views nearest to them (up to a random
+            distance each), where they go by place: they learn to show a place that was seen from elsewhere.
         aged: Share of clips whose earlier part is made older, up to two hours, than the trajectory says.
         frame_offset: Frame indices start at a random number up to this.
     """
@@ -102,6 +104,7 @@ class DataConfig:
     refresh_ratio: float = 0.25
     splice: float = 0.5
     jumps: float = 0.5
+    wide: float = 0.0
     aged: float = 0.5
     frame_offset: int = 4096
 

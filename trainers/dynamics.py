@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from decmem_env.model.changes import told_on_walk
-from decmem_env.model.keyframes import new_views
+from decmem_env.model.keyframes import any_beside, new_views
 from decmem_env.model.nearest_views import Views, seen_on_walk
 from decmem_env.model.voxel_rays import views
 from torch import Tensor, nn
@@ -153,12 +153,16 @@ class DynamicsTask:
         # One more than `nearest_views`: the dreamed frame that shows a change.
         seen = np.zeros((*batch.poses.shape[:2], config.nearest_views + 1), np.int32)
         counts = np.full(batch.poses.shape[:2], -1, np.int32)
+        unseen = np.zeros(counts.shape, np.bool_)
+        hidden = np.zeros(counts.shape) if batch.hidden is None else batch.hidden
         for row, walk in enumerate(walks):
-            for t, chosen in enumerate(seen_on_walk(walk, config)):
+            for t, chosen in enumerate(seen_on_walk(walk, config, hidden[row])):
                 if chosen is not None:
                     seen[row, t, : len(chosen)], counts[row, t] = chosen, len(chosen)
+                    unseen[row, t] = hidden[row, t] > 0.0 and not any_beside(walk.poses[chosen], walk.poses[t], config)
         device = batch.latents.device
-        return replace(batch, seen=(torch.from_numpy(seen).to(device), torch.from_numpy(counts).to(device)))
+        new = None if batch.new is None else batch.new | torch.from_numpy(unseen).to(device)
+        return replace(batch, new=new, seen=(torch.from_numpy(seen).to(device), torch.from_numpy(counts).to(device)))
 
     def loss(self, clips: TurningClips, rng: np.random.Generator) -> Tensor:
         """Flow loss of one batch; its own predictions become context of the batch's next round."""

@@ -93,17 +93,17 @@ def test_beside_a_seen_view_only_the_nearest_ones_count():
         assert (frame != before).any() and np.abs(frame.astype(int) - wanted.astype(int)).max() <= 1
 
 
-def test_a_seen_view_serves_within_two_blocks_and_twenty_degrees():
+def test_a_seen_view_serves_within_eight_blocks_and_forty_degrees():
     config = tiny().with_overrides(fusion="union", nearest_views=2, **DISTANCES)
     poses = np.zeros((6, 5))
     poses[:, 0] = [0.0, 0.5, 1.0, 30.0, 30.5, 31.0]
     views = Views(poses, *np.zeros((2, 6), bool), np.full((6, 4), np.nan))
     for offset, seen in (
-        ((-1.9, 0, 0, 0, 0), [0, 1]),
-        ((-2.1, 0, 0, 0, 0), None),
-        ((0, 0, 0, 19.0, 0), [0, 1]),
-        ((0, 0, 0, 21.0, 0), None),
-        ((32.0, 0, 0, -19.0, 341.0), [4, 5]),
+        ((-7.9, 0, 0, 0, 0), [0, 1]),
+        ((-8.1, 0, 0, 0, 0), None),
+        ((0, 0, 0, 39.0, 0), [0, 1]),
+        ((0, 0, 0, 41.0, 0), None),
+        ((38.0, 0, 0, -39.0, 321.0), [4, 5]),
         ((0, 0, 0, 0, 180.0), None),
     ):
         found = seen_from(views, np.array(offset), config)
@@ -154,6 +154,9 @@ def test_a_told_change_leaves_what_was_seen_in_use():
     assert len(seen) == FEW and (seen < CONTEXT).all()
     after = look(model, session, pose)[1]
     assert after.tolist() == [*seen, CONTEXT]
+    for aside, shows in ((1.5, True), (3.0, False)):  # a dreamed view serves from less far than a seen one
+        there = look(model, session.fork(1)[0], pose + [aside, 0.0, 0.0, 0.0, 0.0])[1]
+        assert (CONTEXT in there) == shows and len(there) == FEW + shows
     told = session.pending.told[0]
     assert told[0].tolist() == [*cell, 1.0] and np.isnan(told[1:]).all()
     for again in (model.restore(session.snapshot()), session.fork(1)[0]):

@@ -3,8 +3,8 @@ import types
 import numpy as np
 import pytest
 import torch
-from decmem_env.model.keyframes import new_views
-from decmem_env.model.nearest_views import Views, seen_on_walk
+from decmem_env.model.keyframes import any_beside, new_views, within
+from decmem_env.model.nearest_views import NEAR_BLOCKS, NEAR_DEGREES, Views, apart, seen_on_walk
 from decmem_env.trainers.config import ConfigError, load_config
 from decmem_env.trainers.data.own_context import STILL_TRUE, ClipRing, TurningClips, own_places
 from decmem_env.trainers.distributed import Ranks
@@ -115,6 +115,33 @@ def test_frames_see_and_are_told_what_they_would_in_sessions(runs):
         found |= set(counts.unique().tolist())
         assert torch.isfinite(task.loss(clips, rng))
     assert {-1, 2} <= found and changed
+    task.close()
+
+
+def test_frames_of_wide_clips_see_their_place_from_elsewhere(runs):
+    settings = {"model.keyframe_blocks": 1.0, "model.keyframe_degrees": 10.0, "model.fusion": "union"}
+    wide = {"model.nearest_views": 2, "objective.new_view_noise": 0.4, "data.wide": 1.0, "data.edits": 0.0}
+    task = task_of(runs, **settings, **wide)
+    task.open({})
+    task.fill()
+    rng = np.random.default_rng(0)
+    hidden_from = 0
+    for _ in range(4):
+        clips = task.next_batch(rng)
+        batch, config = clips.batch, task.model_config
+        lists, counts = batch.seen
+        for row, poses in enumerate(batch.poses):
+            for t in range(len(poses)):
+                far, chosen = batch.hidden[row, t], lists[row, t, : max(0, counts[row, t])].numpy()
+                before = apart(poses[:t], poses[t])
+                if len(chosen) and (before[chosen] >= far).all():
+                    hidden_from += int((before < far).any())
+                    assert bool(batch.new[row, t]) or any_beside(poses[chosen], poses[t], config)
+                else:  # nothing that far away would serve
+                    left = (before >= far) & ~clips.own[row, :t].numpy()
+                    assert not within(poses[:t][left], poses[t], NEAR_BLOCKS, NEAR_DEGREES).any()
+        assert torch.isfinite(task.loss(clips, rng))
+    assert hidden_from
     task.close()
 
 

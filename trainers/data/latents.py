@@ -19,6 +19,8 @@ from .splice import age, jump_times, jumping_clip, revisit_table, sample_clip, v
 from .stream import Episodes, EpisodeStream
 from .voxel import EpisodeRenderer
 
+WIDEST = 2.5  # apart (`nearest_views.apart`): five blocks, or 42 degrees
+
 
 @dataclass
 class ClipBatch:
@@ -34,6 +36,8 @@ class ClipBatch:
         cells: float64 [B, T, 3], the cells that hands change, on the CPU; NaN where that is not told.
         view: float32 [B, T, 8 + 4 K], what the block grid sees of them (`model.voxel_rays`).
         changed: bool [B, T, h, w], where blocks that a player broke or placed show; None: nowhere.
+        hidden: float64 [B, T], how near views are that a frame does not get to see by place (`nearest_views.apart`), on
+            the CPU; None: none is hidden.
         new: bool [B, T], frames that show something new (`model.keyframes.new_views`); None: not asked.
         seen: int32 [B, T, n] and [B, T], what frames see by place (`WorldTransformer.teacher_forcing`); None: nothing.
     """
@@ -47,6 +51,7 @@ class ClipBatch:
     cells: NDArray[np.float64]
     view: Tensor
     changed: Tensor | None = None
+    hidden: NDArray[np.float64] | None = None
     new: Tensor | None = None
     seen: tuple[Tensor, Tensor] | None = None
 
@@ -189,4 +194,6 @@ class LatentPool:
         start = rng.integers(0, data.frame_offset + 1, (count, 1))
         cells = np.where(rng.random((count, 1, 1)) < data.told, self.cells[rows, index], np.nan)
         batch = make_batch(latents, self.actions[rows, index], self.poses[rows, index], times + start, cells)
-        return replace(batch, changed=changed)
+        wide = (rng.random(count) < data.wide) & ~np.array([self.changes(int(w)).any() for w in which])
+        hidden = WIDEST * rng.random(index.shape) * wide[:, None]
+        return replace(batch, changed=changed, hidden=hidden if wide.any() else None)
