@@ -98,7 +98,8 @@ def build_strolls(
 def _walk_about(simulator: Any, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Walk from one random place near home to the next: actions [T, 25] and poses [T, 5]."""
     home = simulator.poses[0].copy()
-    actions, poses = [], []
+    actions: list[NDArray[np.float32]] = []
+    poses: list[NDArray[np.float64]] = []
     goal, began, moved = home[[0, 2]], -_PATIENCE, 0
     while len(actions) < LENGTH:
         here, time = simulator.poses[0], len(actions)
