@@ -39,50 +39,34 @@ def plan_tour(world: World, pose: NDArray[np.float64], frames: int) -> NDArray[n
     Returns:
         float32 [T, 25] with T <= frames, the first does nothing.
     """
-    plan = [noop(), *[_turn(1)] * ROUND][: max(frames, 1)]
-    here, taken, facing = np.array(pose, np.float64), np.zeros(0, np.int64), 0
+    plan = [noop(), *[_turn(1)] * ROUND]
+    here, facing, free = np.array(pose, np.float64), 0, np.ones(ROUND, np.bool_)
     while len(plan) + SPOKE <= frames:
-        headings, reach, ends = _ways(world, here)
-        free = np.array([_headings_apart(heading, taken) >= _APART for heading in headings])
-        reach = np.where(free, reach, 0.0)
-        if reach.max() < _REACH:
+        reach, ends = _ways(world, here)
+        best = int(np.where(free, reach, 0.0).argmax())
+        if not free[best] or reach[best] < _REACH:
             break
-        best = int(reach.argmax())
-        plan += _turns(int(headings[best]) - facing)
+        plan += _turns(best - facing)
         leg = [_walk()] * _LEG + [_turn(1)] * ROUND
         plan += leg * _LEGS + [_turn(1)] * (ROUND // 2) + [_walk()] * (_LEG * _LEGS)
-        facing = int(headings[best]) + ROUND // 2
-        here[:3] = ends[best]
-        taken = np.append(taken, headings[best])
+        facing, here[:3] = best + ROUND // 2, ends[best]
+        free[np.arange(best - _APART + 1, best + _APART) % ROUND] = False
     plan += _turns(-facing)
     return np.stack(plan[:frames])
 
 
-def _ways(
-    world: World, pose: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Every heading int64 [24] in turns from a pose's, how far it leads [24] (0: not home again), and ends [24, 3]."""
-    headings = np.arange(ROUND)
+def _ways(world: World, pose: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How far each heading leads, [24] by turns from a pose's (0: not home again), and where it ends, [24, 3]."""
     starts = np.repeat(pose[None], ROUND, 0)
-    starts[:, 4] = wrap_degrees(pose[4] + _TURN * headings)
+    starts[:, 4] = wrap_degrees(pose[4] + _TURN * np.arange(ROUND))
     simulator = Simulator.shared([world], np.zeros(ROUND, np.int64), starts)
     ahead = np.repeat(np.stack([_walk()] * (_LEG * _LEGS))[:, None], ROUND, 1)
-    there = simulator.walk(ahead)[-1, :, :3]
-    for player in range(ROUND):
-        back = simulator.poses[player].copy()
-        back[4] = wrap_degrees(back[4] + 180.0)
-        simulator.teleport(player, back)
+    there = simulator.walk(ahead)[-1]
+    for player, back in enumerate(there):
+        simulator.teleport(player, [*back[:4], float(wrap_degrees(back[4] + 180.0))])
     ends = simulator.walk(ahead)[-1, :, :3]
     home = np.linalg.norm(ends - pose[:3], axis=1) <= _HOME
-    return headings, np.where(home, np.linalg.norm(there - pose[:3], axis=1), 0.0), ends
-
-
-def _headings_apart(heading: int, others: NDArray[np.int64]) -> int:
-    """Turns to the nearest of other headings; a whole round without any."""
-    if not len(others):
-        return ROUND
-    away = np.abs(heading - others) % ROUND
-    return int(np.minimum(away, ROUND - away).min())
+    return np.where(home, np.linalg.norm(there[:, :3] - pose[:3], axis=1), 0.0), ends
 
 
 def _turns(count: int) -> list[NDArray[np.float32]]:
