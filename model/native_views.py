@@ -28,9 +28,8 @@ class Distances(ctypes.Structure):
 
     _fields_ = [
         ("near_blocks", ctypes.c_double),
-        ("near_degrees", ctypes.c_double),
         ("dreamed_blocks", ctypes.c_double),
-        ("dreamed_degrees", ctypes.c_double),
+        ("near_degrees", ctypes.c_double),
         ("changed_within", ctypes.c_double),
         ("blocks", ctypes.c_double),
         ("degrees", ctypes.c_double),

@@ -7,10 +7,11 @@
 #include <stdint.h>
 
 typedef struct {
-    double near_blocks, near_degrees;        // of a seen view, within which it may serve by place
-    double dreamed_blocks, dreamed_degrees;  // of a dreamed view, within which it may show a change
-    double changed_within;                   // blocks around a hand's work in which the change can be seen
-    double blocks, degrees, alike;           // of `apart`
+    double near_blocks;             // of a seen view, within which it may serve by place
+    double dreamed_blocks;          // of a dreamed view, within which it may show a change
+    double near_degrees;            // of both
+    double changed_within;          // blocks around a hand's work in which the change can be seen
+    double blocks, degrees, alike;  // of `apart`
 } Distances;
 
 static double modulo(double value, double by) {  // as NumPy's, of the sign of `by`, which is positive
@@ -93,7 +94,7 @@ int64_t seen_from(
     if (!fresh) {  // a dreamed view shows what the change looks like
         m = 0;
         for (int64_t i = late; i < n; i++)
-            if (generated[i] && within(poses + 5 * i, pose, by->dreamed_blocks, by->dreamed_degrees)) places[m++] = i;
+            if (generated[i] && within(poses + 5 * i, pose, by->dreamed_blocks, by->near_degrees)) places[m++] = i;
         found += nearest(m, places, poses, pose, 1, far, out + found, by);
     }
     for (int64_t i = 1; i < found; i++)

@@ -25,13 +25,11 @@ from .keyframes import within
 from .native_views import Distances
 
 BY_PLACE = ("memory", "every")  # modes in which `nearest_views` counts
-NEAR_BLOCKS, NEAR_DEGREES = 8.0, 40.0  # of a seen view, within which a frame goes by place
-DREAMED_BLOCKS, DREAMED_DEGREES = 2.0, 20.0  # of a dreamed view, within which it may show a change
+NEAR_BLOCKS, NEAR_DEGREES = 8.0, 20.0  # of a seen view, within which a frame goes by place
+DREAMED_BLOCKS = 2.0  # of a dreamed view, within which it may show a change
 _BLOCKS, _DEGREES = 2.0, 17.0  # as far apart as that, two views count as 1 apart
 _ALIKE = 0.15  # apart; nearer ones show the same
-_DISTANCES = Distances(
-    NEAR_BLOCKS, NEAR_DEGREES, DREAMED_BLOCKS, DREAMED_DEGREES, CHANGED_WITHIN, _BLOCKS, _DEGREES, _ALIKE
-)
+_DISTANCES = Distances(NEAR_BLOCKS, DREAMED_BLOCKS, NEAR_DEGREES, CHANGED_WITHIN, _BLOCKS, _DEGREES, _ALIKE)
 
 
 class Views(NamedTuple):
@@ -132,7 +130,7 @@ def seen_from_naive(views: Remembered, pose: NDArray[np.float64], config: ModelC
     places = np.flatnonzero(seen[first:]) + first
     chosen = places[nearest(views.poses[places], pose, config.nearest_views)]
     if not fresh:  # a dreamed view shows what the change looks like
-        beside = within(views.poses[late:], pose, DREAMED_BLOCKS, DREAMED_DEGREES)
+        beside = within(views.poses[late:], pose, DREAMED_BLOCKS, NEAR_DEGREES)
         dreamed = np.flatnonzero(beside & ~seen[late:]) + late
         chosen = np.append(chosen, dreamed[nearest(views.poses[dreamed], pose, 1)])
     return np.sort(chosen)

@@ -19,7 +19,7 @@ from .splice import age, jump_times, jumping_clip, revisit_table, sample_clip, v
 from .stream import Episodes, EpisodeStream
 from .voxel import EpisodeRenderer
 
-WIDEST = 2.5  # apart (`nearest_views.apart`): five blocks, or 42 degrees
+WIDEST = 2.5  # apart (`nearest_views.apart`): five blocks
 
 
 @dataclass
