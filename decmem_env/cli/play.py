@@ -11,6 +11,7 @@ from .common import CommandError, add_command, add_model_options
 _EXAMPLES = """\
 decmem play                                     the bundled world
 decmem play --world-seed 8000001                another one
+decmem play --context "L*24"                    one look around to remember, instead of a tour
 decmem play --checkpoint voxel                  the true world
 decmem play --script "W*20 L*24" --record walk  walk by script, record actions and video
 decmem play --replay walk                       run a recording again and compare every frame"""
