@@ -194,6 +194,8 @@ class LatentPool:
         start = rng.integers(0, data.frame_offset + 1, (count, 1))
         cells = np.where(rng.random((count, 1, 1)) < data.told, self.cells[rows, index], np.nan)
         batch = make_batch(latents, self.actions[rows, index], self.poses[rows, index], times + start, cells)
-        wide = (rng.random(count) < data.wide) & ~np.array([self.changes(int(w)).any() for w in which])
-        hidden = WIDEST * rng.random(index.shape) * wide[:, None]
-        return replace(batch, changed=changed, hidden=hidden if wide.any() else None)
+        hidden = None
+        if data.wide > 0:
+            wide = (rng.random(count) < data.wide) & ~np.array([self.changes(int(w)).any() for w in which])
+            hidden = WIDEST * rng.random(index.shape) * wide[:, None]
+        return replace(batch, changed=changed, hidden=hidden)
