@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .beginnings import fit_frames
-from .conventions.actions import ACTION_DIM, Action, noop, validate_vector
+from .conventions.actions import ACTION_DIM, Action, noop, press, validate_vector
 from .conventions.clips import read_clip
 from .conventions.poses import integrate_kinematic, validate_poses, wrap_degrees
 from .tasks import REACH_DISTANCE
-from .tour import SHORTEST, plan_tour
+from .tour import SHORTEST, tour_of_length
 from .worlds import Simulator, World, generate_world
 
 # Environments draw their worlds here, apart from training (below 7,000,000), validation and test (8,000,000 on).
@@ -135,10 +135,7 @@ def _from_world(seed: int, rng: np.random.Generator, length: int, landmark: bool
     else:
         pose = np.asarray(world.spawn, np.float64).copy()
         pose[3], pose[4] = 0.0, wrap_degrees(15.0 * int(rng.integers(24)))
-    plan = context_plan(rng, length)
-    if length >= SHORTEST:
-        tour = plan_tour(world, pose, length)
-        plan = np.concatenate([np.repeat(noop()[None], length - len(tour), 0), tour])
+    plan = context_plan(rng, length) if length < SHORTEST else tour_of_length(world, pose, length)
     start = _walk(world, pose, plan, target)
     if target is not None and not _in_reach(start.poses[-1], target):
         # The way back was blocked: look around only.
@@ -159,21 +156,21 @@ def context_plan(rng: np.random.Generator, length: int, walk: bool = True) -> ND
     """
     side = float(rng.choice([-1.0, 1.0]))
     bend = int(rng.integers(-3, 4))
-    look = [_press(Action.CAMERA_YAW, side)] * _LOOK
+    look = [press(Action.CAMERA_YAW, side)] * _LOOK
     plan = [noop()]
     spare = length - 1 - _LOOK
     if spare < 0:
         half = (length - 1) // 2
         turns = look[:half]
-        plan += [*turns, *[_press(Action.CAMERA_YAW, -side)] * half]
+        plan += [*turns, *[press(Action.CAMERA_YAW, -side)] * half]
         return np.stack([noop()] * (length - len(plan)) + plan)
     plan += look
     steps = spare // 2 - abs(bend)
     if walk and steps >= 2:
-        turn = [_press(Action.CAMERA_YAW, float(np.sign(bend)))] * abs(bend)
-        unturn = [_press(Action.CAMERA_YAW, -float(np.sign(bend)))] * abs(bend)
+        turn = [press(Action.CAMERA_YAW, float(np.sign(bend)))] * abs(bend)
+        unturn = [press(Action.CAMERA_YAW, -float(np.sign(bend)))] * abs(bend)
         first, second = steps // 2, steps - steps // 2
-        ahead, back = _press(Action.FORWARD), _press(Action.BACK)
+        ahead, back = press(Action.FORWARD), press(Action.BACK)
         plan += [*[ahead] * first, *turn, *[ahead] * second, *[back] * second, *unturn, *[back] * first]
     return np.stack([noop()] * (length - len(plan)) + plan)
 
@@ -221,7 +218,7 @@ def _candidates(world: World, rng: np.random.Generator) -> tuple[NDArray[np.floa
 
 def _walks_there(world: World, poses: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.bool_]:
     simulator = Simulator.shared([world], np.zeros(len(poses), np.int64), poses)
-    actions = np.repeat(_press(Action.FORWARD)[None], len(poses), 0)
+    actions = np.repeat(press(Action.FORWARD)[None], len(poses), 0)
     arrived = np.zeros(len(poses), np.bool_)
     for _ in range(_LONGEST_WALK):
         offset = simulator.step(actions)[:, [0, 2]] - targets[:, [0, 2]]
@@ -279,9 +276,3 @@ def _load_image(source: Any) -> NDArray[np.uint8]:
             return np.array(image.convert("RGB"))
     except (UnidentifiedImageError, OSError):
         raise ValueError(f"options['image']: {source} is no readable image, give a PNG or JPEG") from None
-
-
-def _press(entry: Action, value: float = 1.0) -> NDArray[np.float32]:
-    vector = noop()
-    vector[entry] = value
-    return vector

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .conventions.actions import Action, noop
+from .conventions.actions import Action, noop, press
 from .conventions.poses import wrap_degrees
 from .worlds import Simulator, World
 
@@ -24,6 +24,7 @@ SHORTEST = 1 + ROUND + SPOKE  # frames of a tour with one way out
 _HOME = 0.5  # blocks; a way that ends further from where it began is none
 _REACH = 3.0  # blocks; a way that leads less far shows little that is new
 _APART = 4  # turns of 15 degrees between two ways out, at least
+_RIGHT, _AHEAD = press(Action.CAMERA_YAW), press(Action.FORWARD)
 
 
 def plan_tour(world: World, pose: NDArray[np.float64], frames: int) -> NDArray[np.float32]:
@@ -39,7 +40,7 @@ def plan_tour(world: World, pose: NDArray[np.float64], frames: int) -> NDArray[n
     Returns:
         float32 [T, 25] with T <= frames, the first does nothing.
     """
-    plan = [noop(), *[_turn(1)] * ROUND]
+    plan = [noop(), *[_RIGHT] * ROUND]
     here, facing, free = np.array(pose, np.float64), 0, np.ones(ROUND, np.bool_)
     while len(plan) + SPOKE <= frames:
         reach, ends = _ways(world, here)
@@ -47,12 +48,18 @@ def plan_tour(world: World, pose: NDArray[np.float64], frames: int) -> NDArray[n
         if not free[best] or reach[best] < _REACH:
             break
         plan += _turns(best - facing)
-        leg = [_walk()] * _LEG + [_turn(1)] * ROUND
-        plan += leg * _LEGS + [_turn(1)] * (ROUND // 2) + [_walk()] * (_LEG * _LEGS)
+        leg = [_AHEAD] * _LEG + [_RIGHT] * ROUND
+        plan += leg * _LEGS + [_RIGHT] * (ROUND // 2) + [_AHEAD] * (_LEG * _LEGS)
         facing, here[:3] = best + ROUND // 2, ends[best]
         free[np.arange(best - _APART + 1, best + _APART) % ROUND] = False
     plan += _turns(-facing)
     return np.stack(plan[:frames])
+
+
+def tour_of_length(world: World, pose: NDArray[np.float64], frames: int) -> NDArray[np.float32]:
+    """`plan_tour` after as many no-ops as it lacks, float32 [frames, 25]."""
+    tour = plan_tour(world, pose, frames)
+    return np.concatenate([np.repeat(noop()[None], frames - len(tour), 0), tour])
 
 
 def _ways(world: World, pose: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -60,7 +67,7 @@ def _ways(world: World, pose: NDArray[np.float64]) -> tuple[NDArray[np.float64],
     starts = np.repeat(pose[None], ROUND, 0)
     starts[:, 4] = wrap_degrees(pose[4] + _TURN * np.arange(ROUND))
     simulator = Simulator.shared([world], np.zeros(ROUND, np.int64), starts)
-    ahead = np.repeat(np.stack([_walk()] * (_LEG * _LEGS))[:, None], ROUND, 1)
+    ahead = np.repeat(np.stack([_AHEAD] * (_LEG * _LEGS))[:, None], ROUND, 1)
     there = simulator.walk(ahead)[-1]
     for player, back in enumerate(there):
         simulator.teleport(player, [*back[:4], float(wrap_degrees(back[4] + 180.0))])
@@ -72,16 +79,4 @@ def _ways(world: World, pose: NDArray[np.float64]) -> tuple[NDArray[np.float64],
 def _turns(count: int) -> list[NDArray[np.float32]]:
     """The shorter way round."""
     count = (count + ROUND // 2) % ROUND - ROUND // 2
-    return [_turn(np.sign(count))] * abs(count)
-
-
-def _turn(side: float) -> NDArray[np.float32]:
-    vector = noop()
-    vector[Action.CAMERA_YAW] = side
-    return vector
-
-
-def _walk() -> NDArray[np.float32]:
-    vector = noop()
-    vector[Action.FORWARD] = 1.0
-    return vector
+    return [press(Action.CAMERA_YAW, float(np.sign(count)))] * abs(count)

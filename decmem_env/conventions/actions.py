@@ -126,6 +126,13 @@ def noop() -> NDArray[np.float32]:
     return np.zeros(ACTION_DIM, np.float32)
 
 
+def press(entry: Action, value: float = 1.0) -> NDArray[np.float32]:
+    """Return an action with one entry set, float32 [25]."""
+    vector = noop()
+    vector[entry] = value
+    return vector
+
+
 def discrete_to_vector(index: int) -> NDArray[np.float32]:
     """Turn an index into `DISCRETE_ACTIONS` into a 25-vector.
 

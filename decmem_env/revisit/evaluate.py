@@ -14,7 +14,7 @@ from ..hand_reader import HandReader
 from ..rollout import roll_out, whole_context
 from ..start import Start
 from .matches import NEAR, Matches, in_gap, match_poses
-from .parts import Columns, Part, Report, Tell, gather, score_parts, whole
+from .parts import Columns, Part, Report, Tell, evenly, gather, score_parts, whole
 from .scores import Scores, join, score_script
 from .scripts import Script
 from .truth import Truth
@@ -200,8 +200,7 @@ class Revisits:
 
     def _kept(self) -> set[int]:
         """Scripts whose frames are kept, evenly spread."""
-        count = len(self.walks)
-        return set(np.linspace(0, count - 1, min(self.pictures, count)).round().astype(int).tolist())
+        return evenly(len(self.walks), self.pictures)
 
 
 def evaluate(

@@ -37,10 +37,10 @@ from numpy.typing import NDArray
 from ..conventions.actions import Action
 from ..metrics import moments, psnr, sharpness
 from .evaluate import Contender, dream
-from .parts import Columns, Part, Tell, gather, whole
+from .parts import Columns, Part, Tell, evenly, gather, whole
 from .plans import Plan, act
 from .scripts import Script
-from .truth import Truth
+from .truth import Truth, strips
 from .visible import visible_mask
 
 WALK_ON, RETURN = "walk_on", "return"
@@ -48,7 +48,6 @@ HALF = 12  # turns of 15 degrees that face away
 SCORED = 6  # turns passed over before frames are scored
 PARTS = {"turn": slice(SCORED, HALF), "walk": slice(HALF, HALF + 40), "on": slice(HALF + 40, HALF + 68)}
 _SEEN_EVERY = 4  # of the scored frames, how many of their pixels the context shows is counted in every 4th
-_SHOWN = 10  # frames of a strip
 
 
 @dataclass(frozen=True)
@@ -176,10 +175,7 @@ class NewGround:
                 continue
             columns[contender.name] = {**ids, **_look(model, made)}
             if contender is self.contenders[0]:
-                at = np.linspace(0, made.shape[1] - 1, _SHOWN).round().astype(np.int32)
-                shown = [frames[:, torch.from_numpy(at).to(frames.device)].cpu().numpy() for frames in (true, made)]
-                for row in range(len(scripts)):
-                    pictures[indices[row]] = {"frames": at, "truth": shown[0][row], "dream": shown[1][row]}
+                pictures = strips(indices, true, made)
         return Part(tuple(indices), columns, {i: found for i, found in pictures.items() if i in self._kept()})
 
     def outcome(self, parts: Sequence[Part]) -> GroundOutcome:
@@ -199,7 +195,7 @@ class NewGround:
     def _kept(self) -> set[int]:
         """Scripts whose frames are kept."""
         count = sum(script.kind == WALK_ON for script in self.walks)
-        return set(np.linspace(0, count - 1, min(self.pictures, count)).round().astype(int).tolist())
+        return evenly(count, self.pictures)
 
 
 def _look(model: Any, frames: torch.Tensor) -> Columns:

@@ -64,6 +64,11 @@ class Measure(Protocol):
         """Put parts together; scripts of worlds that are not whole are left out."""
 
 
+def evenly(count: int, most: int) -> set[int]:
+    """At most so many of `count` numbers from 0 on, evenly spread."""
+    return set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
+
+
 def score_parts(
     measure: Measure,
     sessions: int,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..conventions.actions import ACTION_DIM, CAMERA_STEP_DEGREES, Action
+from ..conventions.actions import CAMERA_STEP_DEGREES, Action, noop, press
 
 Plan = list[NDArray[np.float32]]
 Rng = np.random.Generator
@@ -28,10 +28,7 @@ _NEAR_SHIFT = 4  # steps of walking within which a view is near, so that a gap b
 
 def act(entry: Action | None = None, value: float = 1.0) -> NDArray[np.float32]:
     """One action with one entry set."""
-    action = np.zeros(ACTION_DIM, np.float32)
-    if entry is not None:
-        action[entry] = value
-    return action
+    return noop() if entry is None else press(entry, value)
 
 
 def wait(frames: int) -> Plan:

@@ -23,19 +23,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..conventions.actions import CAMERA_STEP_DEGREES, Action
+from ..conventions.actions import CAMERA_STEP_DEGREES, Action, press
 from ..conventions.poses import wrap_degrees
 from ..metrics import bootstrap, psnr, sharpness
 from ..model.nearest_views import apart
 from ..pictures import Image8, sheet
 from ..results import Record, record
-from ..tour import FRAMES, plan_tour
+from ..tour import FRAMES, tour_of_length
 from .evaluate import Contender, dream
 from .matches import match_poses
-from .parts import Columns, Part, Tell, gather, whole
-from .plans import act
+from .parts import Columns, Part, Tell, evenly, gather, whole
 from .scripts import Script
-from .truth import Truth
+from .truth import Truth, strips
 from .visible import MINIMUM_SHARE, visible_mask
 
 STROLL = "stroll"
@@ -44,7 +43,6 @@ REACH = 12.0  # blocks from home to the places walked to
 _PATIENCE = 48  # frames to get to a place
 _STUCK = 6  # frames without getting on
 _CHECKED, _VIEWS = 8, 24  # every so many frames are masked, by so many of the nearest views
-_SHOWN = 10  # frames of a strip
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,7 @@ def build_strolls(
     for seed in seeds:
         world = generate_world(seed)
         blocks[seed] = torch.from_numpy(np.asarray(world.blocks, np.uint8))
-        tour = plan_tour(world, np.asarray(world.spawn, np.float64), FRAMES)
-        context = np.concatenate([np.repeat(act()[None], FRAMES - len(tour), 0), tour])
+        context = tour_of_length(world, np.asarray(world.spawn, np.float64), FRAMES)
         simulator = Simulator([world])
         seen = simulator.walk(context[:, None])[:, 0]
         actions, poses = _walk_about(simulator, np.random.default_rng([int(seed), LENGTH]))
@@ -109,7 +106,7 @@ def _walk_about(simulator: Any, rng: np.random.Generator) -> tuple[NDArray[np.fl
             began = moved = time
         away = goal - here[[0, 2]]
         turn = float(wrap_degrees(np.degrees(np.arctan2(-away[0], away[1])) - here[4])) / CAMERA_STEP_DEGREES
-        action = act(Action.CAMERA_YAW, float(np.clip(turn, -1.0, 1.0)))
+        action = press(Action.CAMERA_YAW, float(np.clip(turn, -1.0, 1.0)))
         action[Action.FORWARD] = float(abs(turn) < 3.0)  # nearly facing it
         before = here[[0, 2]].copy()
         poses.append(simulator.step(action[None])[0])
@@ -161,13 +158,8 @@ class Strolls:
             made = dream(contender, scripts, truth, self.seeds, self.steps, partial(tell, contender.name))[0][:, 0]
             columns[contender.name] = {**ids, **_scores(made, true, masks)}
             if contender is self.contenders[0]:
-                at = np.linspace(0, LENGTH - 1, _SHOWN).round().astype(np.int32)
-                shown = [frames[:, torch.from_numpy(at).to(frames.device)].cpu().numpy() for frames in (true, made)]
-                for row, index in enumerate(indices):
-                    pictures[index] = {"frames": at, "truth": shown[0][row], "dream": shown[1][row]}
-        kept = set(
-            np.linspace(0, len(self.walks) - 1, min(self.pictures, len(self.walks))).round().astype(int).tolist()
-        )
+                pictures = strips(indices, true, made)
+        kept = evenly(len(self.walks), self.pictures)
         return Part(tuple(indices), columns, {i: found for i, found in pictures.items() if i in kept})
 
     def outcome(self, parts: Sequence[Part]) -> StrollOutcome:

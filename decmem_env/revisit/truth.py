@@ -10,10 +10,12 @@ import torch
 
 from ..rollout import decoded_truth
 from .matches import Matches
+from .parts import Columns
 from .scripts import Script
 
 _RENDER_CHUNK = 2048  # frames rendered, encoded or decoded at a time on a GPU
 _RENDER_CHUNK_CPU = 64
+_SHOWN = 10  # frames of a strip
 
 
 class Truth:
@@ -62,3 +64,12 @@ class Truth:
         index = torch.as_tensor(np.stack([m.nearest[self.context :] for m in matches]), device=self.rgb.device).long()
         rows = torch.arange(len(index), device=self.rgb.device)[:, None]
         return self.rgb[rows, index]
+
+
+def strips(indices: Sequence[int], truth: torch.Tensor, dream: torch.Tensor) -> dict[int, Columns]:
+    """Ten frames of each of n clips uint8 [n, T, H, W, 3], evenly spread: `frames`, `truth` and `dream` by script."""
+    at = np.linspace(0, dream.shape[1] - 1, _SHOWN).round().astype(np.int32)
+    shown = [clips[:, torch.from_numpy(at).to(clips.device)].cpu().numpy() for clips in (truth, dream)]
+    return {
+        index: {"frames": at, "truth": true, "dream": made} for index, true, made in zip(indices, *shown, strict=True)
+    }
